@@ -1,0 +1,76 @@
+"""Put a generated edit onto the real crop, keeping the crop's own detail where nothing changed.
+
+An encoder alone does not reproduce a photograph exactly. So the generator's pictures before and
+after the edit are compared: where they agree the photograph stays, where they differ a little
+their difference is added to it, and where they differ much the edited picture replaces it, in the
+photograph's own colours.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["change_mask", "compose"]
+
+_SIDE = 256  # masks and colours are smooth: they are worked out at this size
+_SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, and shows fully
+_REPLACE = (0.06, 0.16)  # local difference from which the crop's own detail goes, and is gone
+
+
+def _small(x: Tensor) -> Tensor:
+    return F.interpolate(x, (min(_SIDE, x.shape[-1]),) * 2, mode="area")
+
+
+def _blur(x: Tensor, radius: int) -> Tensor:
+    """Three box filters in a row, nearly a Gaussian of deviation ``radius``; borders repeat."""
+    for _ in range(3):
+        x = F.avg_pool2d(F.pad(x, [radius] * 4, mode="replicate"), 2 * radius + 1, 1)
+    return x
+
+
+def _smoothstep(x: Tensor, low: float, high: float) -> Tensor:
+    t = ((x - low) / (high - low)).clamp(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def change_mask(before: Tensor, after: Tensor) -> Tensor:
+    """How strongly two pictures differ around each pixel.
+
+    Args:
+        before: ``(3, S, S)`` in [0, 1].
+        after: ``(3, S, S)`` in [0, 1].
+
+    Returns:
+        ``(1, 1, min(S, 256), min(S, 256))``, the local mean of the absolute difference, at least 0.
+    """
+    difference = _small((after - before).abs()[None]).amax(1, keepdim=True)
+    return _blur(difference, 3)
+
+
+def compose(crop: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """The edited crop.
+
+    Args:
+        crop: ``(3, S, S)`` in [0, 1], the photograph's aligned face.
+        before: ``(3, S, S)`` in [0, 1], the generator's picture of it.
+        after: ``(3, S, S)`` in [0, 1], the generator's picture after the edit.
+
+    Returns:
+        The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
+        [0, 1], exactly 0 where the crop is untouched.
+    """
+    size = crop.shape[-2:]
+
+    def full(x: Tensor) -> Tensor:
+        return F.interpolate(x, size, mode="bilinear", align_corners=False)[0]
+
+    change = change_mask(before, after)
+    # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
+    shown = _blur(F.max_pool2d(_smoothstep(change, *_SHOW), 9, 1, 4), 3)
+    replaced = _blur(F.max_pool2d(_smoothstep(change, *_REPLACE), 7, 1, 3), 2)
+    missing = (crop - before)[None]
+    detail = missing[0] - full(_blur(_small(missing), 6))
+    edited = crop + full(shown) * (after - before - full(replaced) * detail)
+    return edited.clamp(0, 1), full(shown)[0]

@@ -1,0 +1,290 @@
+"""Named attribute directions in W+: from ``{"smile": 1.0}`` to an offset of the code.
+
+Strength 1.0 is one clearly visible step, the same size of step for every attribute, and -1.0 its
+mirror. The positive sense of the standard five: smile = smiling, age = older, gender = more
+masculine, glasses = with glasses, beard = with a beard.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from faceedit.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    StrengthError,
+    UnknownAttributeError,
+    UsageError,
+)
+
+__all__ = ["ALIASES", "Directions"]
+
+FORMAT = "faceedit-directions-1"
+PREFIX = "directions."
+ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "smile": ("smiling", "happy"),
+        "age": ("older", "old", "aging"),
+        "gender": ("male", "masculine"),
+        "glasses": ("eyeglasses", "spectacles"),
+        "beard": ("facial_hair",),
+    }
+)
+"""Other names by which the standard attributes answer; each has the attribute's own sense."""
+
+_DEFAULT_RANGE = (-1.0, 1.0)
+
+
+def _fold(name: str) -> str:
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+class Directions:
+    """An immutable set of named attribute directions.
+
+    Names are matched without regard to case, and "-" or a space stands for "_".
+
+    Args:
+        vectors: Name to direction ``(n_styles, dim)``; all of one shape, finite. Copied.
+        aliases: Name to its other names. Where None, those of :data:`ALIASES` that apply.
+        ranges: Name to the lowest and highest strength at which edits were looked at and found
+            plausible; (-1, 1) where not given.
+        licence: Under what terms the directions may be passed on.
+
+    Raises:
+        UsageError: If shapes differ, values are not finite, an alias or range belongs to no
+            direction, or a name is taken twice.
+    """
+
+    def __init__(
+        self,
+        vectors: Mapping[str, Tensor],
+        *,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+        ranges: Mapping[str, Sequence[float]] | None = None,
+        licence: str = "",
+    ) -> None:
+        if not vectors:
+            raise UsageError("a set of directions needs at least one")
+        kept = {_fold(name): vector.detach().clone() for name, vector in vectors.items()}
+        if len(kept) < len(vectors):
+            raise UsageError(f"two directions have the same name: {', '.join(vectors)}")
+        shape = next(iter(kept.values())).shape
+        for name, vector in kept.items():
+            if vector.ndim != 2 or vector.shape != shape:
+                raise UsageError(f"direction {name!r} has shape {tuple(vector.shape)}, expected {tuple(shape)} (rows, dim)")
+            if not vector.is_floating_point() or not bool(vector.isfinite().all()):
+                raise UsageError(f"direction {name!r} holds values that are not finite floating-point numbers")
+        if aliases is None:
+            aliases = {name: ALIASES[name] for name in kept if name in ALIASES}
+        index = {name: name for name in kept}
+        for name, others in aliases.items():
+            for other in map(_fold, others):
+                if _fold(name) not in kept or other in index:
+                    raise UsageError(f"alias {other!r} of {name!r} is taken or belongs to no direction")
+                index[other] = _fold(name)
+        spans = dict.fromkeys(kept, _DEFAULT_RANGE)
+        for name, span in (ranges or {}).items():
+            low, high = span
+            if _fold(name) not in kept or not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise UsageError(f"range {tuple(span)} of {name!r} is empty or belongs to no direction")
+            spans[_fold(name)] = (float(low), float(high))
+        self._vectors = MappingProxyType(kept)
+        self._index = MappingProxyType(index)
+        self._ranges = MappingProxyType(spans)
+        self._licence = licence
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attributes' own names, in order."""
+        return tuple(self._vectors)
+
+    @property
+    def vectors(self) -> Mapping[str, Tensor]:
+        """Name to direction ``(n_styles, dim)``, the d_k of equation (1). Not to be written to."""
+        return self._vectors
+
+    @property
+    def aliases(self) -> Mapping[str, tuple[str, ...]]:
+        """Name to its other names."""
+        return {name: tuple(a for a, own in self._index.items() if own == name != a) for name in self._vectors}
+
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """Name to the lowest and highest tested strength."""
+        return self._ranges
+
+    @property
+    def licence(self) -> str:
+        """Terms under which the directions may be passed on; may be empty."""
+        return self._licence
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n_styles, dim)`` of every direction."""
+        return tuple(next(iter(self._vectors.values())).shape)
+
+    def __repr__(self) -> str:
+        return f"Directions({', '.join(self.names)}; {self.shape[0]}x{self.shape[1]})"
+
+    def resolve(self, name: str) -> str:
+        """Return the attribute's own name for a name or alias.
+
+        Raises:
+            UnknownAttributeError: If there is none such; it suggests names that are close.
+        """
+        own = self._index.get(_fold(name)) if isinstance(name, str) else None
+        if own is None:
+            raise UnknownAttributeError(name, tuple(self._index))
+        return own
+
+    def check(self, strengths: Mapping[str, float]) -> dict[str, float]:
+        """Return strengths under the attributes' own names, as plain floats.
+
+        Args:
+            strengths: Name or alias to strength. Any finite number is accepted; :attr:`ranges` says
+                how far results were looked at.
+
+        Raises:
+            UnknownAttributeError: If a name is not known.
+            StrengthError: If a strength is NaN, infinite or not a real number (a bool is not).
+            UsageError: If an attribute is given twice, under two of its names.
+        """
+        checked: dict[str, float] = {}
+        given: dict[str, str] = {}
+        for name, strength in strengths.items():
+            own = self.resolve(name)
+            if own in given:
+                raise UsageError(f"{given[own]!r} and {name!r} are the same attribute: give one of them")
+            if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
+                raise StrengthError(f"the strength of {name!r} must be a finite number such as 1.0, not {strength!r}")
+            given[own], checked[own] = name, float(strength)
+        return checked
+
+    def offset(self, strengths: Mapping[str, float]) -> Tensor:
+        """Sum of the directions, each times its strength: ``d_sty = sum_k s_k d_k``.
+
+        Args:
+            strengths: Name or alias to strength; see :meth:`check` for what is refused.
+
+        Returns:
+            ``(n_styles, dim)``, to be added to a W+ code; zeros where `strengths` is empty.
+
+        Source: equation (1) of Yin et al., "Expanding the Latent Space of StyleGAN for Real Face
+        Editing".
+        """
+        total = torch.zeros_like(next(iter(self._vectors.values())))
+        for name, strength in self.check(strengths).items():
+            total = total + strength * self._vectors[name]
+        return total
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Directions:
+        """Return the same directions on another device or in another floating-point type."""
+        vectors = {name: vector.to(device=device, dtype=dtype) for name, vector in self._vectors.items()}
+        return Directions(vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence)
+
+    def merge(self, other: Directions) -> Directions:
+        """Return these directions together with others of the same shape.
+
+        Raises:
+            UsageError: If shapes differ or a name or alias is in both.
+        """
+        clash = set(self._index) & set(other._index)
+        if clash:
+            raise UsageError(f"both sets have {', '.join(sorted(clash))}")
+        return Directions(
+            {**self._vectors, **other._vectors},
+            aliases={**self.aliases, **other.aliases},
+            ranges={**self._ranges, **other._ranges},
+            licence="; ".join(dict.fromkeys(filter(None, (self._licence, other._licence)))),
+        )
+
+    # --- files ------------------------------------------------------------------------------
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint: ``"directions.<name>"`` to ``(n_styles, dim)``."""
+        return {PREFIX + name: vector.contiguous() for name, vector in self._vectors.items()}
+
+    def describe(self) -> dict[str, object]:
+        """Everything but the tensors, as plain values that JSON can hold."""
+        attributes = [
+            {"name": name, "aliases": list(self.aliases[name]), "range": list(self._ranges[name])}
+            for name in self._vectors
+        ]
+        return {"attributes": attributes, "licence": self._licence}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], description: Mapping[str, object]) -> Directions:
+        """Build the set from a checkpoint's parts.
+
+        Args:
+            tensors: From :meth:`to_tensors`; keys without the prefix are of other networks and left.
+            description: From :meth:`describe`.
+
+        Raises:
+            CheckpointError: If tensors and description do not name the same directions, or do not
+                make a valid set.
+        """
+        found = {key[len(PREFIX) :]: value for key, value in tensors.items() if key.startswith(PREFIX)}
+        try:
+            attributes = {entry["name"]: entry for entry in description["attributes"]}
+            if set(attributes) != set(found):
+                raise CheckpointError(f"directions {sorted(found)} do not match their description {sorted(attributes)}")
+            return cls(
+                {name: found[name] for name in attributes},
+                aliases={name: entry["aliases"] for name, entry in attributes.items()},
+                ranges={name: entry["range"] for name, entry in attributes.items()},
+                licence=str(description.get("licence", "")),
+            )
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            raise CheckpointError(f"the description of the directions is not valid: {error}") from error
+
+    def save(self, path: str | Path, *, source: str = "") -> None:
+        """Write a small safetensors file of these directions alone.
+
+        Args:
+            path: File to write.
+            source: Where they come from, for the file's header.
+        """
+        metadata = {
+            "format": FORMAT,
+            "n_styles": str(self.shape[0]),
+            "licence": self._licence,
+            "source": source,
+            "directions": json.dumps(self.describe()),
+        }
+        save_file(self.to_tensors(), str(path), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Directions:
+        """Read a file written by :meth:`save`, by us or by others.
+
+        Raises:
+            CheckpointNotFoundError: If there is no such file.
+            CheckpointError: If it is damaged or of another format.
+        """
+        if not Path(path).is_file():
+            raise CheckpointNotFoundError(f"no directions file at {str(path)!r}")
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+        except SafetensorError as error:
+            raise CheckpointError(f"{str(path)!r} is damaged or not a safetensors file ({error})") from error
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(f"{str(path)!r} has format {metadata.get('format')!r}, expected {FORMAT!r}")
+        try:
+            description = json.loads(metadata["directions"])
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"the header of {str(path)!r} does not describe its directions") from error
+        return cls.from_tensors(tensors, description)

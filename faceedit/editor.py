@@ -1,0 +1,536 @@
+"""`FaceEditor`: a photograph in, the same photograph with one thing changed out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from faceedit import crop as crops
+from faceedit import faces as finder
+from faceedit import hub, images
+from faceedit.blend import compose
+from faceedit.config import AttributeInfo, ModelConfig
+from faceedit.crop import CropFrame
+from faceedit.directions import Directions
+from faceedit.errors import CheckpointError, ConfigError, FaceSelectionError, NoFaceError, UsageError
+from faceedit.faces import Face, FaceChoice
+from faceedit.images import ImageSource, Picture
+from faceedit.models.encoder import Encoder
+from faceedit.models.frame_net import FrameNet
+from faceedit.models.generator import Generator
+from faceedit.models.mobile_stylegan import MobileStyleGAN
+from faceedit.results import EditedFace, EditResult, Inversion
+
+__all__ = ["FaceEditor"]
+
+Progress = Callable[[int, int, float], None]
+"""Called as ``progress(step, steps, loss)`` after every refinement step."""
+
+_GENERATORS: Mapping[str, type[Generator]] = {"mobile_stylegan": MobileStyleGAN}
+_ENCODERS: Mapping[str, type[Encoder]] = {"efficientnet_lite": Encoder}
+
+_REFINE_LR = 0.05  # Adam's step, in standard deviations of W
+_REFINE_PULL = 2e-3  # weight of the pull towards the encoder's code; keeps the code editable
+
+
+class FaceEditor:
+    """Edits the faces of photographs; made by `from_pretrained`.
+
+    An editor never changes after it is made and may be used from several threads at once.
+
+    Args:
+        config: What the networks are.
+        generator: Renders W+ codes.
+        encoder: Aligned face to W+ code.
+        frame_net: Finds a face's crop frame in its detector box; None needs landmarks or crops.
+        directions: The attributes that can be edited.
+        readme: The checkpoint's model card, carried along by `save_pretrained`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        generator: Generator,
+        encoder: Encoder,
+        frame_net: FrameNet | None,
+        directions: Directions,
+        readme: str = "",
+    ) -> None:
+        self._config = config
+        self._generator = generator.eval().requires_grad_(False)
+        self._encoder = encoder.eval().requires_grad_(False)
+        self._frame_net = frame_net.eval().requires_grad_(False) if frame_net is not None else None
+        self._directions = directions
+        self._readme = readme
+
+    # --- loading and saving -----------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> FaceEditor:
+        """Load a checkpoint.
+
+        Args:
+            name_or_path: None for the checkpoint inside the package, which needs no network; a
+                folder; or a Hugging Face Hub id, "owner/name".
+            revision: Branch, tag or commit of a Hub repository.
+            token: For private or gated repositories.
+            cache_dir: Where downloads are kept.
+            local_files_only: Use only what was downloaded before.
+            force_download: Download again.
+            device: Such as "cuda" or "mps"; None means the CPU.
+            dtype: Of the networks; None means float32.
+
+        Raises:
+            CheckpointNotFoundError: Neither a folder nor a repository is there.
+            CheckpointError: A file is damaged, or a tensor is missing, unknown or mis-shaped.
+            ConfigError: config.json has an unknown or missing key.
+            DownloadError: The Hub refused or could not be reached.
+            UsageError: The device or dtype cannot be used.
+        """
+        folder = hub.resolve(
+            name_or_path, revision=revision, token=token, cache_dir=cache_dir,
+            local_files_only=local_files_only, force_download=force_download,
+        )
+        config, tensors = hub.load_checkpoint(folder)
+        if config.encoder is None:
+            raise ConfigError(f"The checkpoint {str(folder)!r} has no encoder, so it cannot edit photographs.")
+        generator = _build(_GENERATORS, config.generator.name, config.generator.options)
+        encoder = _build(
+            _ENCODERS, config.encoder.name,
+            {"n_styles": generator.n_styles, "style_dim": generator.style_dim,
+             "input_size": config.encoder.input_size, **config.encoder.options},
+        )
+        frame_net = None if config.crop.frame_net is None else _build({"frame_net": FrameNet}, "frame_net", config.crop.frame_net)
+        networks = {"generator": generator, "encoder": encoder, "frame_net": frame_net}
+        networks = {prefix: module for prefix, module in networks.items() if module is not None}
+        unknown = [name for name in tensors if name.partition(".")[0] not in {*networks, "directions"}]
+        if unknown:
+            raise CheckpointError(f"The checkpoint {str(folder)!r} has unknown tensors: {', '.join(unknown[:5])}.")
+        for prefix, module in networks.items():
+            hub.load_module(module, tensors, prefix)
+        directions = Directions.from_tensors(
+            {name: tensor.float() for name, tensor in tensors.items()},
+            {"attributes": [
+                {"name": name, "aliases": info.aliases, "range": info.range}
+                for name, info in config.attributes.items()
+            ]},
+        )
+        readme = folder / "README.md"
+        text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        return cls(config, generator, encoder, frame_net, directions, text).to(device, dtype)
+
+    def save_pretrained(
+        self, folder: str | Path, *, overwrite: bool = False, dtype: torch.dtype = torch.float16
+    ) -> Path:
+        """Write a checkpoint folder that `from_pretrained` and the Hub take.
+
+        Args:
+            folder: Where; made if need be.
+            overwrite: Replace a checkpoint that is already there.
+            dtype: Of the stored tensors.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputExistsError: A checkpoint is there and ``overwrite`` is false.
+        """
+        tensors = self._directions.to_tensors()
+        for module, prefix in ((self._generator, "generator"), (self._encoder, "encoder"), (self._frame_net, "frame_net")):
+            if module is not None:
+                tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+        return hub.save_checkpoint(folder, self._config, tensors, self._readme, overwrite=overwrite, dtype=dtype)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FaceEditor:
+        """The same editor on another device or in another floating-point type.
+
+        Args:
+            device: None keeps it.
+            dtype: None keeps it; float32, bfloat16, or float16 (not on the CPU).
+
+        Raises:
+            UsageError: The device is not there, or the dtype does not suit it.
+        """
+        device = self.device if device is None else _device(device)
+        dtype = self.dtype if dtype is None else dtype
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise UsageError(f"dtype must be torch.float32, bfloat16 or float16, not {dtype!r}")
+        if dtype == torch.float16 and device.type == "cpu":
+            raise UsageError("float16 is slow and inexact on the CPU: use torch.float32 or torch.bfloat16")
+
+        def moved(module: Any) -> Any:
+            # Depthwise and 1x1 convolutions are fastest with channels last, on every device.
+            return None if module is None else copy.deepcopy(module).to(device, dtype, memory_format=torch.channels_last)
+
+        # The frame net is tiny and works with the detector, on the CPU.
+        return FaceEditor(
+            self._config, moved(self._generator), moved(self._encoder), self._frame_net, self._directions, self._readme
+        )
+
+    # --- what it is -------------------------------------------------------------------------
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the checkpoint says of itself."""
+        return self._config
+
+    @property
+    def attributes(self) -> Mapping[str, AttributeInfo]:
+        """Attribute to its aliases, tested range, licence and description."""
+        return self._config.attributes
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the aligned face that is edited."""
+        return self._generator.resolution
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+        return self._generator.mean_latent.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the networks."""
+        return self._generator.mean_latent.dtype
+
+    def __repr__(self) -> str:
+        return f"FaceEditor({self._config.generator.name}, {', '.join(self.attributes)}; {self.device}, {self.dtype})"
+
+    # --- inverting --------------------------------------------------------------------------
+
+    def invert(
+        self,
+        image: ImageSource,
+        *,
+        faces: FaceChoice = "largest",
+        aligned: bool = False,
+        landmarks: ArrayLike | None = None,
+        landmark_predictor: str | Path | None = None,
+        steps: int = 0,
+        progress: Progress | None = None,
+    ) -> Inversion | list[Inversion]:
+        """Find the generator's code of a face, once; then `edit` it as often as you like.
+
+        Args:
+            image: A photograph of any accepted kind, see `faceedit.images`.
+            faces: "largest", "all", an index (0 is the largest), or boxes (x0, y0, x1, y1).
+            aligned: The picture is an FFHQ-aligned crop already: look for no face.
+            landmarks: (68, 2) or (5, 2) points of one face, in place of detection.
+            landmark_predictor: A dlib 68-point file of your own, in place of our frame net.
+            steps: Refine the code by so many steps of optimisation; 50 take some seconds.
+            progress: Called after every refinement step.
+
+        Returns:
+            An `Inversion`; a list of them for "all" or boxes.
+
+        Raises:
+            ImageError: The picture cannot be used.
+            NoFaceError: There is no face.
+            FaceSelectionError: The index or box is of no face.
+            UsageError: Arguments contradict each other.
+        """
+        picture = images.read(image)
+        found = self._frames(picture, faces, aligned, landmarks, landmark_predictor)
+        inversions = self._invert([(picture, *one) for one in found], steps, progress)
+        several = faces == "all" if isinstance(faces, str) else not isinstance(faces, int)
+        return inversions if several and not aligned and landmarks is None else inversions[0]
+
+    def _frames(
+        self,
+        picture: Picture,
+        faces: FaceChoice,
+        aligned: bool,
+        landmarks: ArrayLike | None,
+        landmark_predictor: str | Path | None,
+    ) -> list[tuple[CropFrame | None, Face | None]]:
+        """Frame and face of everything that is to be edited in a picture."""
+        if aligned and (landmarks is not None or landmark_predictor is not None):
+            raise UsageError("aligned=True says that the picture is the crop: give no landmarks with it")
+        pixels = picture.pixels
+        if aligned:
+            CropFrame.whole(pixels.shape[1], pixels.shape[0])  # refuses a picture that is not square
+            return [(None, None)]
+        if landmarks is not None:
+            return [(crops.frame_from_landmarks(landmarks), None)]
+        try:
+            found = finder.find(pixels, faces)
+        except (NoFaceError, FaceSelectionError) as error:
+            raise type(error)(f"{picture.name}: {error}") from None
+        if landmark_predictor is not None:
+            return [
+                (crops.frame_from_landmarks(finder.landmarks(pixels, face.box, landmark_predictor)), face)
+                for face in found
+            ]
+        if self._frame_net is None:
+            raise UsageError("this checkpoint has no frame net: give landmarks, a landmark_predictor or aligned=True")
+        return [(CropFrame(*self._frame_net.predict(pixels, face.box)), face) for face in found]
+
+    def _invert(
+        self,
+        faces: Sequence[tuple[Picture, CropFrame | None, Face | None]],
+        steps: int,
+        progress: Progress | None,
+    ) -> list[Inversion]:
+        """Encode all faces in one batch, refine and reconstruct each."""
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise UsageError(f"steps must be a whole number from 0, not {steps!r}")
+        size = self.resolution
+        targets = torch.stack([
+            crops.extract(picture.pixels, frame or CropFrame.whole(*picture.pixels.shape[1::-1]), size)
+            for picture, frame, _ in faces
+        ])
+        with torch.no_grad():
+            inputs = (targets.to(self.device) * 2 - 1).to(self.dtype)
+            encoding = self._encoder(inputs)
+            latents = encoding.latents.float()
+            for _ in range(self._encoder.looks):
+                seen = self._render(latents, preview=True).to(inputs) * 2 - 1
+                latents = self._encoder.correct(inputs, latents, seen).float()
+        if steps:
+            latents = self._refine(latents, targets, steps, progress)
+        pictures = self._render(latents)
+        return [
+            Inversion(
+                latents=latents[i].cpu(),
+                features=tuple(level[i].float().cpu() for level in encoding.features),
+                crop=targets[i],
+                reconstruction=pictures[i],
+                frame=frame,
+                box=None if face is None else face.box,
+                index=sum(other is picture for other, _, _ in faces[:i]),
+                picture=picture,
+            )
+            for i, (picture, frame, face) in enumerate(faces)
+        ]
+
+    @torch.inference_mode(False)  # whatever the caller has switched off, refining needs gradients
+    @torch.enable_grad()
+    def _refine(self, latents: Tensor, targets: Tensor, steps: int, progress: Progress | None) -> Tensor:
+        """Move codes so that their previews match the targets: L2 of the picture and of its edges."""
+        start = latents.detach().clone()
+        scale = self._encoder.latent_std.float()
+        move = torch.zeros_like(start, requires_grad=True)
+        optimizer = torch.optim.Adam([move], lr=_REFINE_LR, betas=(0.9, 0.99))
+        wanted: Tensor | None = None
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = _REFINE_LR * min(1.0, (step + 1) / 5, 2 * (steps - step) / steps)
+            optimizer.zero_grad()
+            total = 0.0
+            for i in range(len(start)):  # one face at a time bounds the memory
+                seen = self._generator.preview((start[i : i + 1] + scale * move[i : i + 1]).to(self.dtype)).float()
+                if wanted is None:
+                    wanted = F.interpolate(targets.to(seen), seen.shape[-2:], mode="area") * 2 - 1
+                difference = seen - wanted[i : i + 1]
+                loss = difference.square().mean() + _REFINE_PULL * move[i].square().mean()
+                loss.backward()
+                total += loss.item()
+            optimizer.step()
+            if progress is not None:
+                progress(step + 1, steps, total / len(start))
+        return (start + scale * move).detach()
+
+    @torch.no_grad()
+    def _render(self, latents: Tensor, preview: bool = False) -> Tensor:
+        """Codes ``(B, n_styles, 512)`` to pictures ``(B, 3, S, S)`` in [0, 1], float32 on the CPU."""
+        draw = self._generator.preview if preview else self._generator
+        # On a CPU one face at a time is faster: its feature maps stay in the cache.
+        chunk = 1 if self.device.type == "cpu" else 8
+        pictures = [draw(part) for part in latents.to(self.device, self.dtype).split(chunk)]
+        return torch.cat([((p.float() + 1) / 2).clamp(0, 1).cpu() for p in pictures])
+
+    # --- editing ----------------------------------------------------------------------------
+
+    def edit(
+        self,
+        image: ImageSource | Inversion | Sequence[Inversion],
+        strengths: Mapping[str, float] | None = None,
+        *,
+        faces: FaceChoice = "largest",
+        aligned: bool = False,
+        landmarks: ArrayLike | None = None,
+        landmark_predictor: str | Path | None = None,
+        steps: int = 0,
+        progress: Progress | None = None,
+        preview: bool = False,
+        return_result: bool = False,
+        **attributes: float,
+    ) -> Any:
+        """Edit the faces of a photograph; everything else stays as it is.
+
+        ``editor.edit("portrait.jpg", smile=1.0, age=-0.5)``
+
+        Args:
+            image: A photograph of any accepted kind; or what `invert` returned, which costs only
+                one generator pass a face.
+            strengths: Attribute to strength; 1.0 is one clearly visible step, -1.0 its mirror.
+            faces, aligned, landmarks, landmark_predictor, steps, progress: As for `invert`.
+            preview: Use the generator's quarter-size early exit: several times faster, softer.
+            return_result: Return an `EditResult` with crops and details.
+            **attributes: More strengths, by name.
+
+        Returns:
+            The whole photograph, in the type in which it was given (a path, bytes or a file gives a
+            PIL image), or an `EditResult`. An inversion without its photograph (one read from a
+            file) gives the edited aligned face.
+
+        Raises:
+            UnknownAttributeError: There is no such attribute.
+            StrengthError: A strength is not a finite number.
+            ImageError, NoFaceError, FaceSelectionError, UsageError: As `invert`.
+        """
+        wanted = self._strengths(strengths, attributes)
+        inversions = _inversions(image)
+        if inversions is None:
+            found = self.invert(
+                image, faces=faces, aligned=aligned, landmarks=landmarks,
+                landmark_predictor=landmark_predictor, steps=steps, progress=progress,
+            )
+            inversions = found if isinstance(found, list) else [found]
+        result = self._edit(inversions, wanted, preview)
+        return result if return_result else result.image
+
+    def edit_batch(
+        self,
+        images_: Iterable[ImageSource],
+        strengths: Mapping[str, float] | None = None,
+        *,
+        faces: FaceChoice = "largest",
+        aligned: bool = False,
+        steps: int = 0,
+        return_result: bool = False,
+        **attributes: float,
+    ) -> list[Any]:
+        """Edit several photographs; the faces of all of them go through the networks together.
+
+        Args:
+            images_: Photographs, or one batch: tensor (B,3,H,W) or ndarray (B,H,W,3).
+            strengths, faces, aligned, steps, return_result, **attributes: As for `edit`.
+
+        Returns:
+            One result for each photograph, in order.
+
+        Raises:
+            FaceEditError: As `edit`; the message names the photograph. Nothing is returned then.
+        """
+        wanted = self._strengths(strengths, attributes)
+        pictures = images.read_many(images_)
+        found = [self._frames(picture, faces, aligned, None, None) for picture in pictures]
+        flat = [(picture, *one) for picture, all_ in zip(pictures, found, strict=True) for one in all_]
+        inversions = iter(self._invert(flat, steps, None) if flat else [])
+        results = [self._edit([next(inversions) for _ in all_], wanted, False) for all_ in found]
+        return results if return_result else [result.image for result in results]
+
+    def _strengths(self, strengths: Mapping[str, float] | None, attributes: Mapping[str, float]) -> dict[str, float]:
+        both = set(strengths or ()) & set(attributes)
+        if both:
+            raise UsageError(f"{', '.join(sorted(both))} was given both in strengths and by name")
+        return self._directions.check({**(strengths or {}), **attributes})
+
+    def _edit(self, inversions: Sequence[Inversion], strengths: dict[str, float], preview: bool) -> EditResult:
+        offset = self._directions.offset(strengths)
+        picture = inversions[0].picture
+        pixels = None if picture is None else picture.pixels
+        edited = []
+        for inversion in inversions:
+            if inversion.latents.shape != offset.shape:
+                raise UsageError(
+                    f"the inversion has a code of shape {tuple(inversion.latents.shape)} and this editor's "
+                    f"generator one of {tuple(offset.shape)}: invert with the same checkpoint"
+                )
+            face, mask = self._edit_face(inversion, offset, strengths, preview)
+            if pixels is not None:
+                frame = inversion.frame or CropFrame.whole(*pixels.shape[1::-1])
+                original = _at(inversion.crop, face.edited.shape[-1])
+                # An aligned picture has no surroundings that its border must blend into.
+                if inversion.frame is not None:
+                    mask = mask * crops.face_mask(mask.shape[-1])
+                pixels = crops.paste_back(pixels, face.edited, frame, mask, original)
+            edited.append(face)
+        if picture is None:
+            image: Any = _to_pil(edited[0].edited)
+        else:
+            image = images.restore(picture, pixels)
+        return EditResult(image, tuple(edited))
+
+    def _edit_face(
+        self, inversion: Inversion, offset: Tensor, strengths: dict[str, float], preview: bool
+    ) -> tuple[EditedFace, Tensor]:
+        """The edited crop, and where it differs from the crop."""
+        latents = inversion.latents + offset
+        before = inversion.reconstruction
+        if preview or before is None:
+            before = self._render(inversion.latents[None], preview)[0]
+        after = before if not offset.any() else self._render(latents[None], preview)[0]
+        original = before if inversion.crop is None else _at(inversion.crop, after.shape[-1])
+        edited, mask = compose(original, before, after)
+        face = EditedFace(
+            crop=original, edited=edited, generated=after, reconstruction=before, mask=mask,
+            frame=inversion.frame, latents=latents, strengths=strengths,
+        )
+        return face, mask
+
+
+def _inversions(image: object) -> list[Inversion] | None:
+    """The inversions a caller gave, or None for a photograph."""
+    if isinstance(image, Inversion):
+        return [image]
+    if isinstance(image, (list, tuple)):
+        if not image or not all(isinstance(one, Inversion) for one in image):
+            raise UsageError("edit takes one photograph, or the inversions of one: use edit_batch for several photographs")
+        if any(one.picture is not image[0].picture for one in image):
+            raise UsageError("these inversions are of different photographs: edit them one by one")
+        return list(image)
+    return None
+
+
+def _at(crop: Tensor, size: int) -> Tensor:
+    """A crop at another size."""
+    if crop.shape[-1] == size:
+        return crop
+    return F.interpolate(crop[None], (size, size), mode="area")[0]
+
+
+def _to_pil(picture: Tensor) -> Any:
+    from PIL import Image
+
+    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def _build(kinds: Mapping[str, type], name: str, options: Mapping[str, Any]) -> Any:
+    """A network by the name and options that a config gives it."""
+    if name not in kinds:
+        raise ConfigError(f"config.json names the network {name!r}; this release knows {', '.join(kinds)}.")
+    try:
+        return kinds[name](**options)
+    except TypeError as error:
+        raise ConfigError(f"config.json gives {name} options that it does not take: {error}") from None
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """The device, after one small allocation has shown that it is there."""
+    try:
+        device = torch.device(device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"the device {device!r} cannot be used: {error}. Use 'cpu', or install a PyTorch for it") from None
+    return device

@@ -1,0 +1,164 @@
+"""What faceedit hands to its users: inversions, edited faces and whole results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as encode_tensors
+from torch import Tensor
+
+from faceedit import files, images
+from faceedit.crop import CropFrame
+from faceedit.errors import CheckpointError, CheckpointNotFoundError
+from faceedit.images import ImageSource, Picture
+
+__all__ = ["EditResult", "EditedFace", "Inversion"]
+
+_FORMAT = "faceedit-inversion-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """One face as the generator's code: make it once, edit it as often as you like.
+
+    Attributes:
+        latents: float32 (n_styles, style_dim), the code in W+.
+        features: content feature maps (channels, height, width), finest first; may be empty.
+        crop: float32 (3,S,S) in [0,1], the aligned face as it was; None if it was not kept.
+        reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it; None
+            if it was not made.
+        frame: where the crop lies in the upright photograph; None for a face given aligned.
+        box: left, top, right and bottom of the face as it was found, in pixels of the upright
+            photograph; None if none was looked for.
+        index: which face of the photograph it is, from 0, the largest first.
+        picture: the photograph, to paste edits back into; None after `load`.
+    """
+
+    latents: Tensor
+    features: tuple[Tensor, ...] = ()
+    crop: Tensor | None = None
+    reconstruction: Tensor | None = None
+    frame: CropFrame | None = None
+    box: tuple[float, float, float, float] | None = None
+    index: int = 0
+    picture: Picture | None = None
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write everything but the photograph to one safetensors file.
+
+        Args:
+            path: where; its folder exists. No suffix is added.
+            overwrite: replace a file that is already there.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OutputExistsError: something is at `path` and `overwrite` is false.
+            UsageError: `path` is a folder, or its folder does not exist.
+        """
+        tensors = {name: getattr(self, name) for name in ("latents", "crop", "reconstruction")}
+        tensors.update({f"features.{level}": map_ for level, map_ in enumerate(self.features)})
+        if self.frame is not None:
+            frame = [*self.frame.center, *self.frame.x_axis]
+            tensors["frame"] = torch.tensor(frame, dtype=torch.float64)
+        if self.box is not None:
+            tensors["box"] = torch.tensor(self.box, dtype=torch.float64)
+        stored = {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in tensors.items()
+            if tensor is not None
+        }
+        metadata = {"format": _FORMAT, "index": str(self.index)}
+        with files.write_whole(path, overwrite) as temporary:
+            temporary.write_bytes(encode_tensors(stored, metadata))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Inversion:
+        """Read what `save` wrote; `picture` is None and the tensors are on the CPU.
+
+        Raises:
+            CheckpointNotFoundError: there is no file at `path`.
+            CheckpointError: the file is truncated, corrupt or no saved inversion.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CheckpointNotFoundError(f"There is no file {str(path)!r}. Check the path.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{str(path)!r} is truncated or corrupt ({error}). Invert the picture again."
+            ) from error
+        if metadata.get("format") != _FORMAT or "latents" not in tensors:
+            raise CheckpointError(
+                f"{str(path)!r} is no inversion that this release can read (format "
+                f"{metadata.get('format')!r}, not {_FORMAT!r}). Pass a file that Inversion.save "
+                "wrote."
+            )
+        levels = sum(name.startswith("features.") for name in tensors)
+        frame, box = tensors.get("frame"), tensors.get("box")
+        if frame is not None:
+            center_x, center_y, axis_x, axis_y = frame.tolist()
+            frame = CropFrame((center_x, center_y), (axis_x, axis_y))
+        return cls(
+            latents=tensors["latents"],
+            features=tuple(tensors[f"features.{level}"] for level in range(levels)),
+            crop=tensors.get("crop"),
+            reconstruction=tensors.get("reconstruction"),
+            frame=frame,
+            box=None if box is None else tuple(box.tolist()),
+            index=int(metadata["index"]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EditedFace:
+    """One face of a result, with what was done to it.
+
+    Attributes:
+        crop: float32 (3,S,S) in [0,1], the aligned face as it was.
+        edited: float32 (3,S,S) in [0,1], the crop after the edit.
+        generated: float32 (3,S,S) in [0,1], the edited face as the generator gives it.
+        reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it.
+        mask: float32 (S,S) in [0,1], where `edited` differs from `crop`; 0 where it does not.
+        frame: as `Inversion.frame`.
+        latents: float32 (n_styles, style_dim), the edited code.
+        strengths: attribute to strength, as they were applied.
+    """
+
+    crop: Tensor
+    edited: Tensor
+    generated: Tensor
+    reconstruction: Tensor
+    mask: Tensor
+    frame: CropFrame | None
+    latents: Tensor
+    strengths: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class EditResult:
+    """An edited picture.
+
+    Attributes:
+        image: the whole picture, in the type in which it was given (see `faceedit.images`).
+        faces: the faces that were edited, in the order of their indices.
+    """
+
+    image: Any
+    faces: tuple[EditedFace, ...] = ()
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write the picture to a file; see `faceedit.images.save` for formats and errors."""
+        image: ImageSource = self.image
+        return images.save(image, path, overwrite)

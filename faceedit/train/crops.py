@@ -1,0 +1,120 @@
+"""Aligned crops of real photographs for the encoder's training, cut once and kept.
+
+``python -m faceedit.train crops --photos DIR --landmarks FIVE_POINT.dat --generator FILE --out FILE``
+
+Five landmarks (dlib's 5-point file, CC0: four eye corners and the nose) do not give an FFHQ frame
+by its formula, which needs the mouth. Generated faces are aligned already, so how their frame
+hangs on the five points is a small linear regression, and its error is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from faceedit.crop import CropFrame, extract
+from faceedit.errors import FaceEditError
+from faceedit.faces import detect, landmarks
+from faceedit.images import read
+from faceedit.models.generator import Generator
+from faceedit.train.checkpoint import load_generator
+from faceedit.train.synthetic import mixed_latents
+
+log = logging.getLogger(__name__)
+
+MARGIN = 1.125
+"""Crops are cut this much larger than the frame, so that training can jitter the frame."""
+
+
+def design(points: NDArray[np.float64]) -> NDArray[np.complex128]:
+    """Similarity-covariant regressors: the eye axis and the way from the eyes to the nose.
+
+    Args:
+        points: ``(..., 5, 2)``: two corners of one eye, two of the other, the nose.
+
+    Returns:
+        ``(..., 3)`` complex: midpoint of the eyes, eye to eye, eyes to nose.
+    """
+    z = points[..., 0] + 1j * points[..., 1]
+    one, other = z[..., 0:2].mean(-1), z[..., 2:4].mean(-1)
+    middle = (one + other) / 2
+    return np.stack((middle, one - other, z[..., 4] - middle), -1)
+
+
+class FivePointFrame:
+    """Crop frames from five landmarks, fitted on faces whose frame is known."""
+
+    def __init__(self, points: NDArray[np.float64], frames: Sequence[CropFrame]) -> None:
+        x = design(points)
+        center = np.array([complex(*f.center) for f in frames])
+        axis = np.array([complex(*f.x_axis) for f in frames])
+        self.to_center = np.linalg.lstsq(x[:, 1:], center - x[:, 0], rcond=None)[0]
+        self.to_axis = np.linalg.lstsq(x[:, 1:], axis, rcond=None)[0]
+
+    def __call__(self, points: NDArray[np.float64]) -> CropFrame:
+        x = design(points)
+        center, axis = x[0] + x[1:] @ self.to_center, x[1:] @ self.to_axis
+        return CropFrame((center.real, center.imag), (axis.real, axis.imag))
+
+
+@torch.no_grad()
+def fit(generator: Generator, predictor: Path, n: int = 120, seed: int = 11) -> FivePointFrame:
+    """Fit :class:`FivePointFrame` on ``n`` generated faces and log its error."""
+    points, frames = [], []
+    for code in tqdm(mixed_latents(generator, n, seed=seed, truncation=(0.5, 0.9)).split(1), desc="five points"):
+        picture = ((generator.preview(code)[0].clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+        found = detect(picture)
+        if found:
+            points.append(landmarks(picture, found[0].box, predictor, points=5))
+            frames.append(CropFrame.whole(*picture.shape[1::-1]))
+    half = len(points) // 2
+    trial = FivePointFrame(np.stack(points[:half]), frames[:half])
+    error = [np.linalg.norm(trial(p).corners - f.corners, axis=1).mean() / f.side for p, f in zip(points[half:], frames[half:])]
+    log.info("frame from five points: corner error %.2f %% of the side, median of %d generated faces",
+             100 * np.median(error), len(error))
+    return FivePointFrame(np.stack(points), frames)
+
+
+def cut(photos: Path, predictor: Path, to_frame: FivePointFrame, size: int) -> NDArray[np.uint8]:
+    """Crops ``(N, size, size, 3)`` uint8 of the photographs listed in ``photos/index.csv``.
+
+    A photo that cannot be read is reported and skipped.
+    """
+    crops = []
+    with open(photos / "index.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in tqdm(rows, desc="crops"):
+        try:
+            box = [float(v) for v in row["face_box"].split()]
+            pixels = read(photos / "images" / row["file"]).pixels
+            frame = to_frame(landmarks(pixels, box, predictor, points=5))
+        except (FaceEditError, ValueError) as error:
+            log.warning("skipped %s: %s", row["file"], error)
+            continue
+        frame = CropFrame(frame.center, tuple(MARGIN * v for v in frame.x_axis))
+        crops.append((extract(pixels, frame, size) * 255).round().byte().permute(1, 2, 0).numpy())
+    return np.stack(crops)
+
+
+def main(argv: list[str]) -> int:
+    """Command line entry; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="faceedit.train crops", description=__doc__)
+    parser.add_argument("--photos", type=Path, required=True, help="folder with images/ and index.csv")
+    parser.add_argument("--landmarks", type=Path, required=True, help="dlib's 5-point predictor file")
+    parser.add_argument("--generator", required=True, help="generator with a preview head")
+    parser.add_argument("--out", required=True, help=".npy file of uint8 crops")
+    parser.add_argument("--size", type=int, default=288)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    crops = cut(args.photos, args.landmarks, fit(load_generator(args.generator), args.landmarks), args.size)
+    np.save(args.out, crops)
+    print(f"{len(crops)} crops of {args.size} px, {MARGIN} times the frame, written to {args.out}")
+    return 0

@@ -1,0 +1,66 @@
+"""Put the trained parts together into a checkpoint folder.
+
+``python -m faceedit.train package --generator FILE --encoder FILE --frame FILE --directions FILE
+--card FILE --out faceedit/weights/default``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
+from faceedit.directions import Directions
+from faceedit.editor import FaceEditor
+from faceedit.models.encoder import Encoder
+from faceedit.models.frame_net import FrameNet
+from faceedit.train.checkpoint import load_generator
+
+_DESCRIPTIONS = {
+    "smile": "smiling; negative closes the mouth and lowers its corners",
+    "age": "older; negative is younger",
+    "gender": "more masculine; negative is more feminine",
+    "glasses": "eyeglasses; negative takes them off",
+    "beard": "a beard; negative shaves",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Command line entry; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="faceedit.train package", description=__doc__)
+    for name in ("generator", "encoder", "frame", "directions", "card", "provenance", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--licence", required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    args = parser.parse_args(argv)
+
+    generator = load_generator(args.generator)
+    encoder = Encoder(generator.n_styles)
+    encoder.load_state_dict(load_file(args.encoder))
+    frame_net = FrameNet()
+    frame_net.load_state_dict(load_file(args.frame))
+    directions = Directions.load(args.directions)
+    config = ModelConfig(
+        generator=GeneratorConfig("mobile_stylegan", generator.resolution, generator.n_styles, generator.style_dim),
+        encoder=EncoderConfig("efficientnet_lite", encoder.input_size),
+        crop=CropConfig(generator.resolution, {}),
+        attributes={
+            name: AttributeInfo(
+                range=directions.ranges[name],
+                aliases=directions.aliases[name],
+                description=_DESCRIPTIONS.get(name, ""),
+            )
+            for name in directions.names
+        },
+        licence=args.licence,
+        provenance=json.loads(args.provenance.read_text()),
+    )
+    editor = FaceEditor(config, generator, encoder.float(), frame_net.float(), directions, args.card.read_text())
+    folder = editor.save_pretrained(args.out, overwrite=args.overwrite, dtype=torch.float16)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    print(f"{folder}: {size:.1f} MB")
+    return 0

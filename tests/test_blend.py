@@ -1,0 +1,93 @@
+"""Edits laid over photographs: nothing where nothing changed, the photograph's look elsewhere."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from faceedit.blend import change_mask, compose
+
+
+def smooth(size, seed):
+    """A smooth colour picture in [0.25, 0.75]."""
+    coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (size, size), mode="bilinear", align_corners=True)[0] * 0.5 + 0.25
+
+
+def grain(size, strength=0.1):
+    """Detail of single pixels, with a mean of zero in every 2x2 block."""
+    signs = 1.0 - 2.0 * ((torch.arange(size)[:, None] + torch.arange(size)) % 2)
+    return strength * signs.expand(3, -1, -1)
+
+
+def square(size, wider=0.0):
+    """Where the tests change a picture: its middle, a quarter of its side wide, or so much more."""
+    where = torch.zeros(size, size, dtype=torch.bool)
+    low, high = round((0.375 - wider / 2) * size), round((0.625 + wider / 2) * size)
+    where[low:high, low:high] = True
+    return where
+
+
+@pytest.mark.parametrize("size", [64, 256, 512])
+def test_without_a_change_the_crop_stays_bit_for_bit(size):
+    crop, before = smooth(size, 0) + grain(size), smooth(size, 1)
+    edited, mask = compose(crop, before, before)
+    assert torch.equal(edited, crop)
+    assert mask.shape == (size, size)
+    assert not mask.any()
+
+
+def test_a_difference_too_faint_to_see_changes_nothing():
+    crop, before = smooth(256, 0), smooth(256, 1)
+    edited, mask = compose(crop, before, before + 0.014)
+    assert torch.equal(edited, crop)
+    assert not mask.any()
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_a_local_change_stays_local(size):
+    crop, before = smooth(size, 0) + grain(size), smooth(size, 1)
+    inside = square(size)
+    edited, mask = compose(crop, before, before + 0.2 * inside)
+    assert torch.equal(edited[:, mask == 0], crop[:, mask == 0])
+    assert mask[inside].min() > 0.95
+    assert not mask[~square(size, wider=0.25)].any()
+    assert mask.min() >= 0 and mask.max() <= 1
+
+
+def test_a_moderate_change_is_added_to_the_photograph():
+    crop, before = smooth(256, 0) + grain(256), smooth(256, 1)
+    inside = square(256)
+    edited, mask = compose(crop, before, before + 0.055 * inside)
+    core = square(256, wider=-0.1)
+    assert mask[core].min() > 0.99
+    torch.testing.assert_close(edited[:, core], crop[:, core] + 0.055, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_a_strong_change_replaces_the_detail_and_keeps_the_colours(size):
+    # The photograph is the reconstruction in another light, with grain of its own.
+    light = torch.tensor([0.08, 0.0, -0.06])[:, None, None]
+    before = smooth(size, 1)
+    crop = before + light + grain(size)
+    after = before + 0.2 * square(size)
+    edited, _ = compose(crop, before, after)
+    core, far = square(size, wider=-0.1), ~square(size, wider=0.25)
+    torch.testing.assert_close(edited[:, core], (after + light)[:, core], rtol=0, atol=0.02)
+    assert torch.equal(edited[:, far], crop[:, far])
+
+
+def test_the_result_is_a_picture():
+    crop = smooth(128, 0)
+    for after in (torch.zeros_like(crop), torch.ones_like(crop)):
+        edited, mask = compose(crop, 1 - after, after)
+        assert edited.min() >= 0 and edited.max() <= 1
+        assert mask.min() >= 0 and mask.max() <= 1
+
+
+def test_the_mask_measures_the_local_difference_of_the_strongest_channel():
+    before = smooth(512, 0)
+    after = before + torch.tensor([0.0, 0.1, -0.2])[:, None, None]
+    change = change_mask(before, after)
+    assert change.shape == (1, 1, 256, 256)
+    torch.testing.assert_close(change, torch.full_like(change, 0.2), rtol=1e-4, atol=1e-5)
+    assert change_mask(before[:, :64, :64], after[:, :64, :64]).shape == (1, 1, 64, 64)

@@ -1,0 +1,154 @@
+"""Directions: names to an offset, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from faceedit.directions import ALIASES, Directions
+from faceedit.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    StrengthError,
+    UnknownAttributeError,
+    UsageError,
+)
+
+
+@pytest.fixture
+def directions():
+    random = torch.Generator().manual_seed(0)
+    vectors = {name: torch.randn(4, 8, generator=random) for name in ALIASES}
+    return Directions(vectors, ranges={"smile": (-1.5, 2.0)}, licence="research only")
+
+
+def test_offset_is_the_weighted_sum_of_the_directions(directions):
+    expected = 1.5 * directions.vectors["smile"] - 0.5 * directions.vectors["age"]
+    torch.testing.assert_close(directions.offset({"smile": 1.5, "age": -0.5}), expected)
+
+
+def test_no_strengths_give_an_offset_of_zeros(directions):
+    assert torch.equal(directions.offset({}), torch.zeros(4, 8))
+
+
+@pytest.mark.parametrize("name", ["smiling", "Happy", "SMILE", " smile "])
+def test_an_alias_in_any_case_is_its_attribute(directions, name):
+    assert torch.equal(directions.offset({name: 1}), directions.vectors["smile"])
+
+
+def test_spaces_and_hyphens_stand_for_underscores(directions):
+    assert directions.resolve("facial hair") == directions.resolve("Facial-Hair") == "beard"
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion(directions):
+    with pytest.raises(UnknownAttributeError) as caught:
+        directions.offset({"glases": 1.0})
+    assert caught.value.suggestions[0] == "glasses"
+
+
+def test_a_name_that_is_no_string_is_unknown(directions):
+    with pytest.raises(UnknownAttributeError):
+        directions.offset({1: 1.0})
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, True, "1", None, 1j, [1.0]])
+def test_a_strength_that_is_no_finite_number_is_refused(directions, strength):
+    with pytest.raises(StrengthError, match="smile"):
+        directions.offset({"smile": strength})
+
+
+@pytest.mark.parametrize("strength", [1, 1.0, np.float32(1), np.int64(1)])
+def test_any_kind_of_real_number_is_a_strength(directions, strength):
+    assert torch.equal(directions.offset({"smile": strength}), directions.vectors["smile"])
+
+
+def test_two_names_of_one_attribute_together_are_refused(directions):
+    with pytest.raises(UsageError, match="'old' and 'aging'"):
+        directions.offset({"old": 1.0, "aging": 1.0})
+
+
+def test_the_set_does_not_follow_changes_of_what_it_was_made_from():
+    vector = torch.ones(2, 3)
+    directions = Directions({"smile": vector})
+    vector.zero_()
+    assert torch.equal(directions.offset({"smile": 1}), torch.ones(2, 3))
+    with pytest.raises(TypeError):
+        directions.vectors["smile"] = vector
+
+
+@pytest.mark.parametrize(
+    "vectors, options",
+    [
+        ({}, {}),
+        ({"a": torch.ones(2, 3), "b": torch.ones(3, 3)}, {}),
+        ({"a": torch.ones(3)}, {}),
+        ({"a": torch.full((2, 3), math.nan)}, {}),
+        ({"a": torch.ones(2, 3), "A": torch.ones(2, 3)}, {}),
+        ({"a": torch.ones(2, 3), "b": torch.ones(2, 3)}, {"aliases": {"a": ["b"]}}),
+        ({"a": torch.ones(2, 3)}, {"aliases": {"c": ["d"]}}),
+        ({"a": torch.ones(2, 3)}, {"ranges": {"a": (1, -1)}}),
+        ({"a": torch.ones(2, 3)}, {"ranges": {"c": (-1, 1)}}),
+    ],
+)
+def test_a_set_that_contradicts_itself_is_refused(vectors, options):
+    with pytest.raises(UsageError):
+        Directions(vectors, **options)
+
+
+def test_a_file_brings_everything_back(directions, tmp_path):
+    path = tmp_path / "directions.safetensors"
+    directions.save(path, source="a test")
+    loaded = Directions.load(path)
+    assert loaded.names == directions.names
+    assert loaded.aliases == directions.aliases
+    assert dict(loaded.ranges) == dict(directions.ranges)
+    assert loaded.licence == "research only"
+    for name in directions.names:
+        assert torch.equal(loaded.vectors[name], directions.vectors[name])
+
+
+def test_tensors_share_a_checkpoint_with_those_of_networks(directions):
+    tensors = {"encoder.weight": torch.ones(1), **directions.to_tensors()}
+    assert set(directions.to_tensors()) == {f"directions.{name}" for name in ALIASES}
+    assert Directions.from_tensors(tensors, directions.describe()).names == directions.names
+
+
+def test_tensors_that_do_not_match_their_description_are_refused(directions):
+    tensors = directions.to_tensors()
+    with pytest.raises(CheckpointError):
+        Directions.from_tensors({**tensors, "directions.hat": torch.ones(4, 8)}, directions.describe())
+    del tensors["directions.smile"]
+    with pytest.raises(CheckpointError):
+        Directions.from_tensors(tensors, directions.describe())
+    with pytest.raises(CheckpointError):
+        Directions.from_tensors(directions.to_tensors(), {"attributes": "smile"})
+
+
+def test_a_file_that_is_missing_damaged_or_foreign_is_refused(tmp_path):
+    with pytest.raises(CheckpointNotFoundError):
+        Directions.load(tmp_path / "none.safetensors")
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(b"not a safetensors file")
+    with pytest.raises(CheckpointError):
+        Directions.load(path)
+    save_file({"directions.smile": torch.ones(2, 3)}, str(path), {"format": "other"})
+    with pytest.raises(CheckpointError, match="other"):
+        Directions.load(path)
+
+
+def test_others_directions_are_merged_unless_a_name_clashes(directions):
+    both = directions.merge(Directions({"pose": torch.ones(4, 8)}, licence="CC0"))
+    assert both.names == (*directions.names, "pose")
+    assert both.licence == "research only; CC0"
+    with pytest.raises(UsageError, match="happy"):
+        directions.merge(Directions({"happy": torch.ones(4, 8)}))
+    with pytest.raises(UsageError):
+        directions.merge(Directions({"pose": torch.ones(5, 8)}))
+
+
+def test_to_changes_the_type_and_keeps_the_rest(directions):
+    half = directions.to(dtype=torch.float16)
+    assert half.offset({"smile": 1}).dtype == torch.float16
+    assert half.aliases == directions.aliases and dict(half.ranges) == dict(directions.ranges)

@@ -1,0 +1,635 @@
+"""The editor's promises, shown on a tiny one with random weights."""
+
+import io
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hub_server import HubServer, run_client
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_editor import DIM, RANGES, ROWS, SIZE, make_editor, photo
+
+from faceedit import EditResult, FaceEditor, Inversion, faces
+from faceedit.crop import CropFrame, frame_from_landmarks
+from faceedit.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    FaceSelectionError,
+    ImageError,
+    ImageNotFoundError,
+    NoFaceError,
+    OutputExistsError,
+    StrengthError,
+    UnknownAttributeError,
+    UsageError,
+)
+from faceedit.faces import Face
+
+BOXES = [(20.0, 30.0, 50.0, 62.0), (80.0, 25.0, 104.0, 50.0), (60.0, 70.0, 78.0, 88.0)]
+LANDMARKS = np.array([(40, 40), (60, 40), (50, 50), (43, 62), (57, 62)])
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return make_editor()
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """What the face detector finds in every picture, largest first; a test may change the list."""
+    there = [Face(box, 1.0) for box in BOXES[:1]]
+    monkeypatch.setattr(faces, "detect", lambda pixels: list(there))
+    return there
+
+
+@pytest.fixture
+def no_detector(monkeypatch):
+    def detect(pixels):
+        raise AssertionError("a face was looked for")
+
+    monkeypatch.setattr(faces, "detect", detect)
+
+
+@contextmanager
+def counted(editor):
+    """Counts full passes, previews and encoder passes while the block runs."""
+    counts = SimpleNamespace(full=0, preview=0, encoder=0)
+    modules = {
+        "full": editor._generator.head,  # read by the full pass only
+        "preview": editor._generator.preview_head,
+        "encoder": editor._encoder,
+    }
+
+    def count(name):
+        def hook(*_):
+            setattr(counts, name, getattr(counts, name) + 1)
+
+        return hook
+
+    handles = [module.register_forward_hook(count(name)) for name, module in modules.items()]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def levels_apart(a, b):
+    """The largest difference of two uint8 pictures, in grey levels."""
+    return int(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max())
+
+
+# What comes back
+
+
+def as_path(pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def as_file(pixels, tmp_path):
+    return io.BytesIO(as_path(pixels, tmp_path).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "what"),
+    [
+        (lambda p, t: Image.fromarray(p), Image.Image, ("RGB", (128, 96))),
+        (lambda p, t: Image.fromarray(p).convert("L"), Image.Image, ("L", (128, 96))),
+        (lambda p, t: Image.fromarray(p).convert("RGBA"), Image.Image, ("RGBA", (128, 96))),
+        (as_path, Image.Image, ("RGB", (128, 96))),
+        (lambda p, t: str(as_path(p, t)), Image.Image, ("RGB", (128, 96))),
+        (as_file, Image.Image, ("RGB", (128, 96))),
+        (lambda p, t: p, np.ndarray, (np.uint8, (96, 128, 3))),
+        (lambda p, t: (p / 255).astype(np.float32), np.ndarray, (np.float32, (96, 128, 3))),
+        (lambda p, t: torch.tensor(p).permute(2, 0, 1), torch.Tensor, (torch.uint8, (3, 96, 128))),
+        (lambda p, t: torch.tensor(p).permute(2, 0, 1)[None] / 255, torch.Tensor, (torch.float32, (1, 3, 96, 128))),
+    ],
+    ids=["PIL RGB", "PIL L", "PIL RGBA", "path", "str", "file", "uint8", "float32", "tensor uint8", "tensor batch"],
+)  # fmt: skip
+def test_the_same_type_out_as_in(editor, found, tmp_path, given, kind, what):
+    image = given(photo(), tmp_path)
+    edited = editor.edit(image, smile=1.0)
+    assert isinstance(edited, kind)
+    if kind is Image.Image:
+        assert (edited.mode, edited.size) == what
+    else:
+        assert (edited.dtype, tuple(edited.shape)) == what
+    before = np.asarray(Image.fromarray(photo()).convert(what[0])) if kind is Image.Image else np.asarray(image)
+    assert np.asarray(edited).shape == before.shape
+    assert not np.array_equal(np.asarray(edited), before)
+
+
+def test_the_callers_picture_is_left_alone(editor, found):
+    image = photo()
+    copy = image.copy()
+    editor.edit(image, smile=1.0)
+    assert np.array_equal(image, copy)
+
+
+@pytest.mark.parametrize("strengths", [{}, {"smile": 0.0}, {"smile": 0, "age": -0.0}])
+def test_no_strength_gives_the_picture_back_bit_for_bit(editor, found, strengths):
+    eight_bit = photo()
+    assert np.array_equal(editor.edit(eight_bit, strengths), eight_bit)
+    # Floats between the levels of 8 bits too.
+    floats = np.random.default_rng(0).random((90, 70, 3), dtype=np.float32)
+    assert np.array_equal(editor.edit(floats, strengths), floats)
+    square = photo(80, 80)
+    assert np.array_equal(editor.edit(square, strengths, aligned=True), square)
+
+
+def test_pixels_outside_the_crop_are_bit_identical(editor, found):
+    image = photo()
+    result = editor.edit(image, smile=1.0, return_result=True)
+    frame = result.faces[0].frame
+    y, x = np.mgrid[:96, :128] + 0.5
+    axis = np.array(frame.x_axis)
+    away = np.stack([x - frame.center[0], y - frame.center[1]])
+    along = np.abs(np.tensordot(axis, away, 1)) / (axis @ axis)
+    across = np.abs(np.tensordot([-axis[1], axis[0]], away, 1)) / (axis @ axis)
+    outside = np.maximum(along, across) > 1
+    changed = (result.image != image).any(-1)
+    assert outside.any() and changed.any()
+    assert not (changed & outside).any()
+
+
+def test_pixels_where_the_mask_is_zero_are_bit_identical(editor):
+    image = photo(SIZE, SIZE)
+    inversion = editor.invert(image, aligned=True)
+    partly = 0
+    for strength in (0.02, 0.03, 0.04, 0.06, 0.08):  # so faint that a part of the face stays
+        result = editor.edit(inversion, smile=strength, return_result=True)
+        mask = result.faces[0].mask.numpy()
+        assert np.array_equal(result.image[mask == 0], image[mask == 0])
+        partly += (mask == 0).any() and not np.array_equal(result.image, image)
+    assert partly
+
+
+def test_a_result_has_the_crops_and_the_details(editor, found):
+    result = editor.edit(photo(), {"smile": 1}, age=-0.5, return_result=True)
+    assert isinstance(result, EditResult)
+    (face,) = result.faces
+    assert face.strengths == {"smile": 1.0, "age": -0.5}
+    for picture in (face.crop, face.edited, face.generated, face.reconstruction):
+        assert picture.shape == (3, SIZE, SIZE)
+        assert 0 <= picture.min() and picture.max() <= 1
+    assert face.mask.shape == (SIZE, SIZE)
+    assert face.latents.shape == (ROWS, DIM)
+    assert not torch.equal(face.generated, face.reconstruction)
+
+
+# Inverting once, editing often
+
+
+def test_an_inversion_edits_like_its_photo(editor, found):
+    image = photo()
+    inversion = editor.invert(image)
+    assert isinstance(inversion, Inversion)
+    assert inversion.box == BOXES[0]
+    for strengths in ({"smile": 1.0}, {"age": -1.5, "smile": 0.5}, {}):
+        assert np.array_equal(editor.edit(inversion, strengths), editor.edit(image, strengths))
+
+
+def test_a_move_of_a_slider_costs_one_generator_pass_and_nothing_else(editor, found):
+    with counted(editor) as counts:
+        inversion = editor.invert(photo())
+    assert (counts.encoder, counts.full, counts.preview) == (1, 1, editor._encoder.looks)
+    found.clear()  # nobody may look for the face again
+    for strength in (-1.0, 0.5, 1.0):
+        with counted(editor) as counts:
+            editor.edit(inversion, smile=strength)
+        assert (counts.encoder, counts.full, counts.preview) == (0, 1, 0)
+    with counted(editor) as counts:
+        editor.edit(inversion, smile=0.0)
+    assert (counts.encoder, counts.full, counts.preview) == (0, 0, 0)
+
+
+def test_an_inversion_can_be_kept_in_a_file(editor, found, tmp_path):
+    inversion = editor.invert(photo())
+    path = inversion.save(tmp_path / "face.safetensors")
+    loaded = Inversion.load(path)
+    assert loaded.picture is None and loaded.frame == inversion.frame
+    with counted(editor) as counts:
+        face = editor.edit(loaded, smile=1.0)
+    assert (counts.encoder, counts.full) == (0, 1)
+    assert face.size == (SIZE, SIZE)
+    expected = editor.edit(inversion, smile=1.0, return_result=True).faces[0].edited
+    assert np.array_equal(face, (expected * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_a_code_alone_can_be_edited(editor):
+    latents = editor._generator.sample(1, seed=0)[0]
+    face = editor.edit(Inversion(latents=latents), smile=1.0)
+    assert face.size == (SIZE, SIZE)
+
+
+def test_inversions_that_do_not_belong_are_refused(editor, found):
+    one, other = editor.invert(photo()), editor.invert(photo(seed=1))
+    with pytest.raises(UsageError, match="different photographs"):
+        editor.edit([one, other], smile=1.0)
+    with pytest.raises(UsageError, match="edit_batch"):
+        editor.edit([photo(), photo()], smile=1.0)
+    with pytest.raises(UsageError, match="edit_batch"):
+        editor.edit([], smile=1.0)
+    with pytest.raises(UsageError, match="same checkpoint"):
+        editor.edit(Inversion(latents=torch.zeros(ROWS + 2, DIM)), smile=1.0)
+
+
+# Refining
+
+
+def test_refining_lowers_the_error_and_reports_every_step(editor, found):
+    reports = []
+    rough = editor.invert(photo())
+    fine = editor.invert(photo(), steps=20, progress=lambda *report: reports.append(report))
+    assert [(step, steps) for step, steps, _ in reports] == [(i + 1, 20) for i in range(20)]
+    losses = [loss for _, _, loss in reports]
+    assert all(map(math.isfinite, losses))
+    assert losses[-1] < losses[0]
+
+    def error(inversion):
+        preview = editor._generator.preview(inversion.latents[None]) / 2 + 0.5
+        return F.mse_loss(preview, F.interpolate(inversion.crop[None], preview.shape[-1], mode="area"))
+
+    assert error(fine) < 0.9 * error(rough)
+    assert not fine.latents.requires_grad
+
+
+def test_refining_works_where_the_caller_has_switched_gradients_off(editor, found):
+    expected = editor.invert(photo(), steps=2).latents
+    with torch.no_grad():
+        assert torch.equal(editor.invert(photo(), steps=2).latents, expected)
+    with torch.inference_mode():
+        assert torch.equal(editor.invert(photo(), steps=2).latents, expected)
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, True, "3"])
+def test_a_number_of_steps_that_is_none_is_refused(editor, found, steps):
+    with pytest.raises(UsageError, match="steps"):
+        editor.invert(photo(), steps=steps)
+
+
+# Preview
+
+
+def test_a_preview_of_an_inversion_needs_no_full_pass(editor, found):
+    inversion = editor.invert(photo())
+    with counted(editor) as counts:
+        result = editor.edit(inversion, smile=1.0, preview=True, return_result=True)
+    assert counts.full == 0 and counts.encoder == 0
+    assert 1 <= counts.preview <= 2
+    assert result.image.shape == photo().shape
+    assert not np.array_equal(result.image, photo())
+    assert result.faces[0].edited.shape == (3, SIZE // 2, SIZE // 2)
+    assert np.array_equal(editor.edit(inversion, smile=0.0, preview=True), photo())
+
+
+# Which faces
+
+
+def test_all_faces_of_a_photo(editor, found):
+    found[:] = [Face(box, 1.0) for box in BOXES]
+    inversions = editor.invert(photo(), faces="all")
+    assert [one.box for one in inversions] == BOXES
+    assert [one.index for one in inversions] == [0, 1, 2]
+    with counted(editor) as counts:
+        result = editor.edit(photo(), smile=1.0, faces="all", return_result=True)
+    assert (counts.encoder, len(result.faces)) == (1, 3)
+    assert np.array_equal(editor.edit(inversions, smile=1.0), result.image)
+    # Each face was changed, each inside its own crop only.
+    for inversion, box in zip(inversions, BOXES, strict=True):
+        alone = editor.edit(inversion, smile=1.0)
+        x, y = round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2)
+        assert (alone != photo())[y - 5 : y + 5, x - 5 : x + 5].any()
+    assert isinstance(editor.invert(photo(), faces="all"), list)
+
+
+def test_one_face_by_its_index(editor, found):
+    found[:] = [Face(box, 1.0) for box in BOXES]
+    assert editor.invert(photo()).box == BOXES[0]
+    assert editor.invert(photo(), faces="largest").box == BOXES[0]
+    assert editor.invert(photo(), faces=1).box == BOXES[1]
+    assert editor.invert(photo(), faces=-1).box == BOXES[2]
+    with pytest.raises(FaceSelectionError, match="no face 3"):
+        editor.invert(photo(), faces=3)
+
+
+def test_boxes_in_place_of_detection(editor, no_detector):
+    inversions = editor.invert(photo(), faces=BOXES[1:])
+    assert [one.box for one in inversions] == BOXES[1:]
+    assert len(editor.invert(photo(), faces=BOXES[:1])) == 1  # a list for a list
+    result = editor.edit(photo(), smile=1.0, faces=BOXES[1:], return_result=True)
+    assert len(result.faces) == 2
+    with pytest.raises(FaceSelectionError, match="outside"):
+        editor.edit(photo(), smile=1.0, faces=[(500, 500, 600, 600)])
+
+
+def test_an_aligned_crop_is_taken_whole(editor, no_detector):
+    image = photo(SIZE, SIZE)
+    inversion = editor.invert(image, aligned=True)
+    assert inversion.frame is None and inversion.box is None
+    torch.testing.assert_close(inversion.crop, torch.tensor(image).permute(2, 0, 1) / 255)
+    result = editor.edit(image, smile=1.0, aligned=True, return_result=True)
+    edited = (result.faces[0].edited * 255).round().byte().permute(1, 2, 0).numpy()
+    # The border too: there are no surroundings to blend into.
+    assert levels_apart(result.image, edited) <= 1
+    assert editor.edit(photo(100, 100), smile=1.0, aligned=True).shape == (100, 100, 3)
+    with pytest.raises(UsageError, match="square"):
+        editor.edit(photo(), smile=1.0, aligned=True)
+
+
+@pytest.mark.parametrize("count", [5, 68])
+def test_landmarks_of_the_callers_own(editor, no_detector, count):
+    points = LANDMARKS
+    if count == 68:
+        points = np.zeros((68, 2))
+        points[36:42], points[42:48], points[48], points[54] = LANDMARKS[[0, 1, 3, 4]]
+    inversion = editor.invert(photo(), landmarks=points)
+    assert inversion.frame == frame_from_landmarks(points)
+    assert inversion.box is None
+    edited = editor.edit(photo(), smile=1.0, landmarks=points)
+    assert np.array_equal(edited, editor.edit(inversion, smile=1.0))
+
+
+def test_landmarks_and_an_aligned_crop_exclude_each_other(editor):
+    with pytest.raises(UsageError, match="aligned"):
+        editor.edit(photo(64, 64), smile=1.0, aligned=True, landmarks=LANDMARKS)
+
+
+def test_a_picture_without_a_face_is_named(editor, found, tmp_path):
+    found.clear()
+    path = as_path(photo(), tmp_path)
+    with pytest.raises(NoFaceError, match="photo.png"):
+        editor.edit(path, smile=1.0)
+    with pytest.raises(NoFaceError, match="photo.png"):
+        editor.edit_batch([path], smile=1.0)
+
+
+def test_pictures_that_cannot_be_read_are_refused(editor, tmp_path):
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    with pytest.raises(ImageError, match="empty.jpg"):
+        editor.edit(tmp_path / "empty.jpg", smile=1.0)
+    with pytest.raises(ImageNotFoundError, match="nowhere.jpg"):
+        editor.edit(tmp_path / "nowhere.jpg", smile=1.0)
+    with pytest.raises(UsageError, match="no picture"):
+        editor.edit(42, smile=1.0)
+
+
+# Batches
+
+
+def test_a_batch_keeps_its_order_and_equals_single_edits(editor, found):
+    pictures = [photo(96, 128, seed) for seed in (1, 2)] + [Image.fromarray(photo(80, 100, 3))]
+    with counted(editor) as counts:
+        batch = editor.edit_batch(pictures, smile=1.0)
+    assert counts.encoder == 1
+    assert isinstance(batch[2], Image.Image) and batch[2].size == (100, 80)
+    for edited, picture in zip(batch, pictures, strict=True):
+        alone = editor.edit(picture, smile=1.0)
+        assert levels_apart(edited, alone) <= 1  # batches round differently
+        assert levels_apart(edited, picture) > 10
+
+
+def test_a_batch_with_several_faces_in_a_photo(editor, found):
+    found[:] = [Face(box, 1.0) for box in BOXES[:2]]
+    results = editor.edit_batch([photo(), photo(seed=1)], {"age": 1.0}, faces="all", return_result=True)
+    assert [len(result.faces) for result in results] == [2, 2]
+    assert levels_apart(results[1].image, editor.edit(photo(seed=1), age=1.0, faces="all")) <= 1
+
+
+def test_a_batch_in_one_tensor(editor):
+    batch = torch.stack([torch.tensor(photo(64, 64, seed)).permute(2, 0, 1) / 255 for seed in (1, 2)])
+    edited = editor.edit_batch(batch, smile=1.0, aligned=True)
+    assert [tuple(one.shape) for one in edited] == [(3, 64, 64)] * 2
+    assert editor.edit_batch([], smile=1.0) == []
+    with pytest.raises(UsageError, match="list"):
+        editor.edit_batch(photo(), smile=1.0)
+
+
+# Strengths
+
+
+def test_an_unknown_attribute_is_refused_before_any_work(editor, no_detector):
+    for edit in (editor.edit, lambda image, **kw: editor.edit_batch([image], **kw)):
+        with pytest.raises(UnknownAttributeError, match="'smile'") as caught:
+            edit("nowhere.jpg", smiel=1.0)
+        assert caught.value.suggestions[0] == "smile"
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, "1", None, True])
+def test_a_strength_must_be_a_finite_number(editor, no_detector, strength):
+    with pytest.raises(StrengthError, match="smile"):
+        editor.edit("nowhere.jpg", smile=strength)
+
+
+def test_names_aliases_and_both_ways_of_giving_strengths(editor, found):
+    inversion = editor.invert(photo())
+    expected = editor.edit(inversion, smile=1.0)
+    assert np.array_equal(editor.edit(inversion, {"Smiling": 1}), expected)
+    assert np.array_equal(editor.edit(inversion, happy=np.float32(1)), expected)
+    for strengths, named in (({"smile": 1.0}, {"smile": 1.0}), ({"smile": 1.0}, {"happy": 0.5})):
+        with pytest.raises(UsageError):
+            editor.edit(inversion, strengths, **named)
+
+
+def test_the_editor_says_what_it_is(editor):
+    assert list(editor.attributes) == list(RANGES)
+    assert editor.attributes["age"].range == (-1.5, 1.5)
+    assert (editor.resolution, editor.device, editor.dtype) == (SIZE, torch.device("cpu"), torch.float32)
+    assert editor.config.licence == "test"
+    assert "mobile_stylegan" in repr(editor) and "smile" in repr(editor)
+
+
+# Threads, devices, types
+
+
+def test_four_threads_share_one_editor(editor, found):
+    inversion = editor.invert(photo())
+    jobs = [
+        (image, {"smile": strength})
+        for strength in (-1.0, 0.5, 1.0, 1.5)
+        for image in (inversion, photo(), photo(seed=1))
+    ]
+    expected = [editor.edit(*job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        for edited, one in zip(pool.map(lambda job: editor.edit(*job), jobs), expected, strict=True):
+            assert np.array_equal(edited, one)
+
+
+def test_a_moved_editor_is_another_one(editor, found):
+    expected = editor.edit(photo(), smile=1.0)
+    half = editor.to(dtype=torch.bfloat16)
+    assert (half.dtype, editor.dtype) == (torch.bfloat16, torch.float32)
+    difference = np.abs(half.edit(photo(), smile=1.0).astype(int) - expected)
+    assert difference.mean() < 2.0  # grey levels
+    same = editor.to("cpu")
+    assert same is not editor
+    assert levels_apart(same.edit(photo(), smile=1.0), expected) <= 1
+    assert np.array_equal(editor.edit(photo(), smile=1.0), expected)
+
+
+def test_devices_and_types_that_do_not_suit_are_refused(editor):
+    with pytest.raises(UsageError, match="float16"):
+        editor.to(dtype=torch.float16)
+    with pytest.raises(UsageError, match="dtype"):
+        editor.to(dtype=torch.int8)
+    with pytest.raises(UsageError, match="device"):
+        editor.to("abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="cuda"):
+            editor.to("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_picture(editor, found):
+    expected = editor.edit(photo(), smile=1.0)
+    moved = editor.to("cuda")
+    assert moved.device.type == "cuda"
+    assert np.abs(moved.edit(photo(), smile=1.0).astype(int) - expected).mean() < 0.5
+    tensor = torch.tensor(photo()).permute(2, 0, 1).cuda()
+    assert moved.edit(tensor, smile=1.0).device.type == "cuda"
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def saved(editor, tmp_path):
+    return editor.save_pretrained(tmp_path / "checkpoint", dtype=torch.float32)
+
+
+def test_a_saved_editor_comes_back_the_same(editor, found, saved):
+    loaded = FaceEditor.from_pretrained(saved)
+    assert loaded.config == editor.config
+    for strengths in ({"smile": 1.0}, {"old": -1.0}):
+        assert levels_apart(loaded.edit(photo(), strengths), editor.edit(photo(), strengths)) <= 1
+    assert (saved / "README.md").read_text() == "# Tiny\n"
+    for name, tensor in loaded._generator.state_dict().items():
+        assert torch.equal(tensor, editor._generator.state_dict()[name]), name
+
+
+def test_weights_are_stored_as_float16_unless_asked_otherwise(editor, found, tmp_path):
+    folder = editor.save_pretrained(tmp_path / "half")
+    stored = load_file(folder / "model.safetensors")
+    assert {t.dtype for t in stored.values() if t.is_floating_point()} == {torch.float16}
+    loaded = FaceEditor.from_pretrained(folder)
+    assert loaded.dtype == torch.float32
+    difference = np.abs(loaded.edit(photo(), smile=1.0).astype(int) - editor.edit(photo(), smile=1.0))
+    assert difference.mean() < 0.5
+
+
+def test_a_checkpoint_is_never_overwritten_unasked(editor, saved):
+    with pytest.raises(OutputExistsError):
+        editor.save_pretrained(saved)
+    editor.save_pretrained(saved, overwrite=True, dtype=torch.float32)
+
+
+def test_a_checkpoint_goes_to_the_hub_and_back(editor, saved, tmp_path):
+    image = photo(64, 64)
+    np.save(tmp_path / "image.npy", image)
+    client = """
+import sys
+import numpy as np
+from faceedit import FaceEditor
+editor = FaceEditor.from_pretrained("me/tiny", revision="main")
+image = np.load(sys.argv[1] + "/image.npy")
+np.save(sys.argv[1] + "/edited.npy", editor.edit(image, smile=1.0, aligned=True))
+"""
+    with HubServer() as server:
+        server.add("me/tiny", saved)
+        done = run_client(client, tmp_path / "home", server.url, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    edited = np.load(tmp_path / "edited.npy")
+    assert levels_apart(edited, editor.edit(image, smile=1.0, aligned=True)) <= 1
+    assert levels_apart(edited, image) > 10
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def reconfigure(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointNotFoundError):
+        FaceEditor.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(CheckpointNotFoundError, match="config.json"):
+        FaceEditor.from_pretrained(tmp_path)
+
+
+def test_a_truncated_checkpoint(saved):
+    data = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
+        FaceEditor.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", ["generator.mean_latent", "encoder.to_base.bias", "frame_net.answer.bias"])
+def test_a_missing_tensor_is_named(saved, name):
+    rewrite(saved, lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=name):
+        FaceEditor.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", ["generator.surprise", "encoder.surprise", "frame_net.surprise", "surprise"])
+def test_an_unknown_tensor_is_named(saved, name):
+    rewrite(saved, lambda tensors: tensors.update({name: torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match=name):
+        FaceEditor.from_pretrained(saved)
+
+
+def test_directions_that_the_config_does_not_know(saved):
+    rewrite(saved, lambda tensors: tensors.update({"directions.hat": torch.zeros(ROWS, DIM)}))
+    with pytest.raises(CheckpointError, match="hat"):
+        FaceEditor.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c.update(surprise=1), "surprise"),
+        (lambda c: c["generator"].update(surprise=1), "generator.surprise"),
+        (lambda c: c["generator"].update(name="stylegan9"), "stylegan9"),
+        (lambda c: c["generator"]["options"].update(surprise=1), "surprise"),
+        (lambda c: c.update(encoder=None), "no encoder"),
+        (lambda c: c.pop("generator"), "generator"),
+        (lambda c: c.update(format_version=99), "99"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(saved, change, named):
+    reconfigure(saved, change)
+    with pytest.raises(ConfigError, match=named):
+        FaceEditor.from_pretrained(saved)
+
+
+def test_without_a_frame_net_crops_and_landmarks_still_work(saved, found):
+    reconfigure(saved, lambda config: config["crop"].update(frame_net=None))
+    rewrite(saved, lambda tensors: [tensors.pop(n) for n in list(tensors) if n.startswith("frame_net.")])
+    loaded = FaceEditor.from_pretrained(saved)
+    with pytest.raises(UsageError, match="frame net"):
+        loaded.edit(photo(), smile=1.0)
+    assert loaded.edit(photo(), smile=1.0, landmarks=LANDMARKS).shape == (96, 128, 3)
+    assert loaded.edit(photo(64, 64), smile=1.0, aligned=True).shape == (64, 64, 3)
+
+
+def test_the_frame_net_says_where_the_crop_lies(editor, found):
+    # An untrained one answers with the frame that it was given to start from.
+    frame = editor.invert(photo()).frame
+    x0, y0, x1, y1 = BOXES[0]
+    assert isinstance(frame, CropFrame)
+    assert x0 < frame.center[0] < x1 and y0 < frame.center[1] < y1
+    assert frame.side == pytest.approx(1.75 * math.sqrt((x1 - x0) * (y1 - y0)))

@@ -1,0 +1,60 @@
+"""A whole editor with tiny networks and random weights: every behaviour, in milliseconds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from faceedit import FaceEditor
+from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
+from faceedit.directions import Directions
+from faceedit.models.encoder import Encoder
+from faceedit.models.frame_net import FrameNet
+from faceedit.models.mobile_stylegan import MobileStyleGAN
+
+SIZE, ROWS, DIM = 64, 8, 24
+RANGES = {
+    "smile": (-2.0, 2.0),
+    "age": (-1.5, 1.5),
+    "gender": (-1.0, 1.0),
+    "glasses": (-1.0, 2.0),
+    "beard": (-1.0, 1.0),
+}
+
+
+def make_editor() -> FaceEditor:
+    """The editor; equal weights on every call."""
+    torch.manual_seed(0)
+    generator = MobileStyleGAN((16, 16, 16, 16), style_dim=DIM, preview_level=2)
+    for name, parameter in generator.named_parameters():
+        if name.endswith(("style.bias", "up.bias")):
+            parameter.fill_(1.4)  # so that no level fades
+    generator.head.weight.mul_(0.5)
+    generator.preview_head.start_from(generator.levels[2:], generator.head)
+    encoder = Encoder(ROWS, DIM, input_size=32, width=8, hidden=16)
+    torch.nn.init.normal_(encoder.to_base.weight, std=0.3)
+    torch.nn.init.normal_(encoder.to_offsets.weight, std=0.1)
+    directions = Directions({name: 0.5 * torch.randn(ROWS, DIM) for name in RANGES}, ranges=RANGES)
+    config = ModelConfig(
+        generator=GeneratorConfig(
+            "mobile_stylegan", SIZE, ROWS, DIM,
+            {"channels": [16, 16, 16, 16], "style_dim": DIM, "preview_level": 2},
+        ),
+        encoder=EncoderConfig("efficientnet_lite", 32, {"width": 8, "hidden": 16}),
+        crop=CropConfig(SIZE, {"size": 32}),
+        attributes={
+            name: AttributeInfo(directions.ranges[name], directions.aliases[name], description=name)
+            for name in directions.names
+        },
+        licence="test",
+    )  # fmt: skip
+    return FaceEditor(config, generator, encoder, FrameNet(32), directions, "# Tiny\n")
+
+
+def photo(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:
+    """A smooth colour picture ``(height, width, 3)`` uint8."""
+    random = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, height // 8, width // 8, generator=random)
+    picture = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)[0]
+    return (picture * 255).byte().permute(1, 2, 0).contiguous().numpy()
