@@ -3,7 +3,8 @@
 An encoder alone does not reproduce a photograph exactly. So the generator's pictures before and
 after the edit are compared: where they agree the photograph stays, where they differ a little
 their difference is added to it, and where they differ much the edited picture replaces it, in the
-photograph's own colours.
+photograph's own colours. Around the face, where a generated silhouette need not be the
+photograph's, an edit shows only as far as the generator's picture is like the photograph.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ __all__ = ["change_mask", "compose"]
 _SIDE = 256  # masks and colours are smooth: they are worked out at this size
 _SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, and shows fully
 _REPLACE = (0.06, 0.16)  # local difference from which the crop's own detail goes, and is gone
+_TRUST = (0.10, 0.28)  # local difference of photograph and reconstruction: believed, no longer
+_FACE = (0.5, 0.57, 0.27, 0.36)  # centre and half axes of the face's oval in an FFHQ crop
 
 
 def _small(x: Tensor) -> Tensor:
@@ -49,6 +52,17 @@ def change_mask(before: Tensor, after: Tensor) -> Tensor:
     return _blur(difference, 3)
 
 
+def _trust(crop: Tensor, before: Tensor) -> Tensor:
+    """Where an edit is believed, ``(1, 1, s, s)``: in the face's oval, and where the two agree."""
+    unlike = _blur(_small((crop - before)[None]), 3).abs().amax(1, keepdim=True)
+    agree = 1 - _smoothstep(_blur(F.max_pool2d(unlike, 9, 1, 4), 3), *_TRUST)
+    size = agree.shape[-1]
+    position = (torch.arange(size) + 0.5) / size
+    x, y, half_width, half_height = _FACE
+    distance = torch.hypot((position[None, :] - x) / half_width, (position[:, None] - y) / half_height)
+    return torch.maximum(agree, 1 - _smoothstep(distance, 0.9, 1.15))
+
+
 def compose(crop: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """The edited crop.
 
@@ -68,7 +82,7 @@ def compose(crop: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor
 
     change = change_mask(before, after)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    shown = _blur(F.max_pool2d(_smoothstep(change, *_SHOW), 9, 1, 4), 3)
+    shown = _blur(F.max_pool2d(_smoothstep(change, *_SHOW), 9, 1, 4), 3) * _trust(crop, before)
     replaced = _blur(F.max_pool2d(_smoothstep(change, *_REPLACE), 7, 1, 3), 2)
     missing = (crop - before)[None]
     detail = missing[0] - full(_blur(_small(missing), 6))

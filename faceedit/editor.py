@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ Progress = Callable[[int, int, float], None]
 
 _GENERATORS: Mapping[str, type[Generator]] = {"mobile_stylegan": MobileStyleGAN}
 _ENCODERS: Mapping[str, type[Encoder]] = {"efficientnet_lite": Encoder}
+
+_Found = tuple[Picture, Union[CropFrame, None], Union[Face, None]]
+"""A face that was found: its picture, its frame (None: the whole picture) and its detection."""
 
 _REFINE_LR = 0.05  # Adam's step, in standard deviations of W
 _REFINE_PULL = 2e-3  # weight of the pull towards the encoder's code; keeps the code editable
@@ -248,47 +251,47 @@ class FaceEditor:
             FaceSelectionError: The index or box is of no face.
             UsageError: Arguments contradict each other.
         """
-        picture = images.read(image)
-        found = self._frames(picture, faces, aligned, landmarks, landmark_predictor)
-        inversions = self._invert([(picture, *one) for one in found], steps, progress)
+        choice = (faces, aligned, landmarks, landmark_predictor)
+        inversions = self._invert(self._find(images.read(image), *choice), steps, progress)
         several = faces == "all" if isinstance(faces, str) else not isinstance(faces, int)
         return inversions if several and not aligned and landmarks is None else inversions[0]
 
-    def _frames(
+    def _find(
         self,
         picture: Picture,
         faces: FaceChoice,
         aligned: bool,
-        landmarks: ArrayLike | None,
-        landmark_predictor: str | Path | None,
-    ) -> list[tuple[CropFrame | None, Face | None]]:
-        """Frame and face of everything that is to be edited in a picture."""
+        landmarks: ArrayLike | None = None,
+        landmark_predictor: str | Path | None = None,
+    ) -> list[_Found]:
+        """Everything that is to be edited in a picture."""
         if aligned and (landmarks is not None or landmark_predictor is not None):
             raise UsageError("aligned=True says that the picture is the crop: give no landmarks with it")
         pixels = picture.pixels
         if aligned:
             CropFrame.whole(pixels.shape[1], pixels.shape[0])  # refuses a picture that is not square
-            return [(None, None)]
+            return [(picture, None, None)]
         if landmarks is not None:
-            return [(crops.frame_from_landmarks(landmarks), None)]
+            return [(picture, crops.frame_from_landmarks(landmarks), None)]
         try:
             found = finder.find(pixels, faces)
         except (NoFaceError, FaceSelectionError) as error:
             raise type(error)(f"{picture.name}: {error}") from None
         if landmark_predictor is not None:
             return [
-                (crops.frame_from_landmarks(finder.landmarks(pixels, face.box, landmark_predictor)), face)
+                (picture, crops.frame_from_landmarks(finder.landmarks(pixels, face.box, landmark_predictor)), face)
                 for face in found
             ]
         if self._frame_net is None:
             raise UsageError("this checkpoint has no frame net: give landmarks, a landmark_predictor or aligned=True")
-        return [(CropFrame(*self._frame_net.predict(pixels, face.box)), face) for face in found]
+        return [(picture, CropFrame(*self._frame_net.predict(pixels, face.box)), face) for face in found]
 
     def _invert(
         self,
-        faces: Sequence[tuple[Picture, CropFrame | None, Face | None]],
+        faces: Sequence[_Found],
         steps: int,
-        progress: Progress | None,
+        progress: Progress | None = None,
+        reconstruct: bool = True,
     ) -> list[Inversion]:
         """Encode all faces in one batch, refine and reconstruct each."""
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
@@ -307,13 +310,13 @@ class FaceEditor:
                 latents = self._encoder.correct(inputs, latents, seen).float()
         if steps:
             latents = self._refine(latents, targets, steps, progress)
-        pictures = self._render(latents)
+        pictures = self._render(latents) if reconstruct else None
         return [
             Inversion(
                 latents=latents[i].cpu(),
                 features=tuple(level[i].float().cpu() for level in encoding.features),
                 crop=targets[i],
-                reconstruction=pictures[i],
+                reconstruction=None if pictures is None else pictures[i],
                 frame=frame,
                 box=None if face is None else face.box,
                 index=sum(other is picture for other, _, _ in faces[:i]),
@@ -325,7 +328,7 @@ class FaceEditor:
     @torch.inference_mode(False)  # whatever the caller has switched off, refining needs gradients
     @torch.enable_grad()
     def _refine(self, latents: Tensor, targets: Tensor, steps: int, progress: Progress | None) -> Tensor:
-        """Move codes so that their previews match the targets: L2 of the picture and of its edges."""
+        """Move codes so that their previews match the targets in L2, not far from where they start."""
         start = latents.detach().clone()
         scale = self._encoder.latent_std.float()
         move = torch.zeros_like(start, requires_grad=True)
@@ -401,11 +404,8 @@ class FaceEditor:
         wanted = self._strengths(strengths, attributes)
         inversions = _inversions(image)
         if inversions is None:
-            found = self.invert(
-                image, faces=faces, aligned=aligned, landmarks=landmarks,
-                landmark_predictor=landmark_predictor, steps=steps, progress=progress,
-            )
-            inversions = found if isinstance(found, list) else [found]
+            found = self._find(images.read(image), faces, aligned, landmarks, landmark_predictor)
+            inversions = self._invert(found, steps, progress, reconstruct=not preview)
         result = self._edit(inversions, wanted, preview)
         return result if return_result else result.image
 
@@ -434,9 +434,14 @@ class FaceEditor:
         """
         wanted = self._strengths(strengths, attributes)
         pictures = images.read_many(images_)
-        found = [self._frames(picture, faces, aligned, None, None) for picture in pictures]
-        flat = [(picture, *one) for picture, all_ in zip(pictures, found, strict=True) for one in all_]
-        inversions = iter(self._invert(flat, steps, None) if flat else [])
+        found = []
+        for number, picture in enumerate(pictures):
+            try:
+                found.append(self._find(picture, faces, aligned))
+            except (NoFaceError, FaceSelectionError) as error:
+                raise type(error)(f"picture {number} of the list: {error}") from None
+        flat = [one for all_ in found for one in all_]
+        inversions = iter(self._invert(flat, steps) if flat else [])
         results = [self._edit([next(inversions) for _ in all_], wanted, False) for all_ in found]
         return results if return_result else [result.image for result in results]
 
@@ -461,10 +466,11 @@ class FaceEditor:
             if pixels is not None:
                 frame = inversion.frame or CropFrame.whole(*pixels.shape[1::-1])
                 original = _at(inversion.crop, face.edited.shape[-1])
+                where = (mask > 0).float()
                 # An aligned picture has no surroundings that its border must blend into.
                 if inversion.frame is not None:
-                    mask = mask * crops.face_mask(mask.shape[-1])
-                pixels = crops.paste_back(pixels, face.edited, frame, mask, original)
+                    where *= crops.face_mask(where.shape[-1])
+                pixels = crops.paste_back(pixels, face.edited, frame, where, original)
             edited.append(face)
         if picture is None:
             image: Any = _to_pil(edited[0].edited)
@@ -529,8 +535,10 @@ def _build(kinds: Mapping[str, type], name: str, options: Mapping[str, Any]) -> 
 def _device(device: torch.device | str) -> torch.device:
     """The device, after one small allocation has shown that it is there."""
     try:
-        device = torch.device(device)
-        torch.empty(1, device=device)
+        found = torch.device(device)
+        torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"the device {device!r} cannot be used: {error}. Use 'cpu', or install a PyTorch for it") from None
-    return device
+        raise UsageError(
+            f"the device {str(device)!r} cannot be used: {error}. Use 'cpu', or install a PyTorch for it"
+        ) from None
+    return found

@@ -36,7 +36,7 @@ class Inversion:
         frame: where the crop lies in the upright photograph; None for a face given aligned.
         box: left, top, right and bottom of the face as it was found, in pixels of the upright
             photograph; None if none was looked for.
-        index: which face of the photograph it is, from 0, the largest first.
+        index: its place among the faces of the photograph that were inverted together, from 0.
         picture: the photograph, to paste edits back into; None after `load`.
     """
 

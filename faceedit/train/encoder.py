@@ -28,12 +28,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
 from faceedit.train.checkpoint import load_generator, load_state, save_state, save_tensors
+from faceedit.train.classifier import read_imagenet
 from faceedit.train.crops import MARGIN
 from faceedit.train.identity import DlibFaceNet, identity_chip, load_identity
 from faceedit.train.perceptual import LPIPS
@@ -48,10 +51,10 @@ SIZE = 256
 class EncoderRecipe:
     """Every number of the training."""
 
-    steps: int = 5000  # optimizer steps in all
+    steps: int = 2200  # optimizer steps in all
     warmup: int = 100  # steps of linear warm-up
-    decay: int = 1000  # last steps, over which the learning rate falls to zero
-    code_steps: int = 400  # first steps, on generated faces' codes alone: no generator pass
+    decay: int = 600  # last steps, over which the learning rate falls to zero
+    code_steps: int = 250  # first steps, on generated faces' codes alone: no generator pass
     code_batch: int = 16  # their batch
     first_look_steps: int = 1000  # steps before corrections are trained too
     second_correction: float = 0.3  # share of their batches that start from a corrected code
@@ -68,7 +71,7 @@ class EncoderRecipe:
     lambda_offset: float = 0.002  # keeps rows together, as e4e's delta loss
     synthetic: int = 4000  # generated faces, rendered once
     held_out: int = 64  # real crops kept for choosing, the last of the file
-    every: int = 250  # steps between checkpoints and held-out figures
+    every: int = 200  # steps between checkpoints and held-out figures
     seed: int = 0
     threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves PyTorch's choice"})
 
@@ -287,8 +290,6 @@ class Trainer:
         with open(self.out / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         grid = ((self.last_grid + 1) * 127.5).byte().permute(2, 0, 3, 1).flatten(1, 2).numpy()
-        from PIL import Image
-
         Image.fromarray(grid).save(self.out / "held_out.jpg")
         log.info("%s", json.dumps(line))
 
@@ -300,8 +301,6 @@ class Trainer:
         self.step = state["step"]
         self.encoder.load_state_dict(state["encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
-        from safetensors.torch import load_file
-
         self.average.load_state_dict(load_file(self.out / "encoder.safetensors"))
 
 
@@ -311,6 +310,7 @@ def main(argv: list[str]) -> int:
     for name in ("generator", "photos", "imagenet", "lpips"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--identity", type=Path, help="made by the identity stage; none leaves that loss out")
+    parser.add_argument("--init", type=Path, help="start from this run's encoder.safetensors, or a checkpoint's model.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing one is resumed")
     parser.add_argument("--max-minutes", type=float, default=float("inf"))
     for option in fields(EncoderRecipe):
@@ -327,10 +327,14 @@ def main(argv: list[str]) -> int:
 
     torch.manual_seed(recipe.seed)
     encoder = Encoder(generator.n_styles)
-    encoder.trunk.load_imagenet(torch.load(args.imagenet, map_location="cpu", weights_only=True))
+    encoder.trunk.load_imagenet(read_imagenet(args.imagenet))
     w = generator.map(torch.randn(4096, generator.style_dim))
     encoder.latent_mean.copy_(w.mean(0))
     encoder.latent_std.copy_(w.std(0))
+    if args.init:
+        start = load_file(args.init)
+        inside = {k.removeprefix("encoder."): v for k, v in start.items() if k.startswith("encoder.")}
+        encoder.load_state_dict({k: v.float() for k, v in (inside or start).items()})
     # Evaluation mode keeps the trunk's batch-norm statistics: batches are small and of two kinds.
     encoder = encoder.eval().to(memory_format=torch.channels_last)
     identity = load_identity(args.identity).to(memory_format=torch.channels_last) if args.identity else None

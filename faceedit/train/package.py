@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from faceedit.directions import Directions
 from faceedit.editor import FaceEditor
 from faceedit.models.encoder import Encoder
 from faceedit.models.frame_net import FrameNet
-from faceedit.train.checkpoint import load_generator
+from faceedit.train.checkpoint import load_generator, read_metadata
 
 _DESCRIPTIONS = {
     "smile": "smiling; negative closes the mouth and lowers its corners",
@@ -29,30 +30,49 @@ _DESCRIPTIONS = {
 }
 
 
+def _success(report: dict, name: str) -> dict[str, float]:
+    """What the directions stage measured of one attribute, on held-out generated faces."""
+    got, lost = report["turned"][name]
+    found = {"got_at_plus_1": got, "lost_at_minus_1": lost, "generated_faces": report["faces"]}
+    return {key: value for key, value in found.items() if not math.isnan(value)}
+
+
 def main(argv: list[str]) -> int:
     """Command line entry; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="faceedit.train package", description=__doc__)
     for name in ("generator", "encoder", "frame", "directions", "card", "provenance", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--licence", required=True)
+    parser.add_argument("--looks", type=int, default=1, help="corrections that the encoder makes")
+    parser.add_argument("--rescale", nargs="*", default=[], metavar="NAME=FACTOR",
+                        help="directions that are too strong on photographs; their range becomes -1 to 1")
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args(argv)
 
     generator = load_generator(args.generator)
-    encoder = Encoder(generator.n_styles)
+    encoder = Encoder(generator.n_styles, looks=args.looks)
     encoder.load_state_dict(load_file(args.encoder))
     frame_net = FrameNet()
     frame_net.load_state_dict(load_file(args.frame))
-    directions = Directions.load(args.directions)
+    fitted = Directions.load(args.directions)
+    factors = {name: float(factor) for name, factor in (item.split("=") for item in args.rescale)}
+    directions = Directions(
+        {name: vector * factors.get(name, 1.0) for name, vector in fitted.vectors.items()},
+        aliases=fitted.aliases,
+        ranges={**fitted.ranges, **dict.fromkeys(factors, (-1.0, 1.0))},
+        licence=fitted.licence,
+    )
+    report = json.loads(read_metadata(args.directions)["source"])["report"]
     config = ModelConfig(
         generator=GeneratorConfig("mobile_stylegan", generator.resolution, generator.n_styles, generator.style_dim),
-        encoder=EncoderConfig("efficientnet_lite", encoder.input_size),
+        encoder=EncoderConfig("efficientnet_lite", encoder.input_size, {"looks": args.looks}),
         crop=CropConfig(generator.resolution, {}),
         attributes={
             name: AttributeInfo(
                 range=directions.ranges[name],
                 aliases=directions.aliases[name],
                 description=_DESCRIPTIONS.get(name, ""),
+                success={} if name in factors else _success(report, name),
             )
             for name in directions.names
         },

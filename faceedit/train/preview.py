@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="faceedit.train preview", description=__doc__)
     parser.add_argument("--generator", required=True, help="converted generator, safetensors")
     parser.add_argument("--out", required=True, help="the same with the preview head fitted")
-    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--pictures", type=int, default=240)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2e-3)

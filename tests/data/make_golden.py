@@ -55,7 +55,8 @@ def main() -> None:
     z = torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         w = generator.eval().map(z, truncation=0.7)
-    save_file({"z": z, "w": w, **pictures(generator, w, preview)}, GOLDEN)
+    tensors = {"z": z, "w": w, **pictures(generator, w, preview)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, GOLDEN)
 
 
 if __name__ == "__main__":

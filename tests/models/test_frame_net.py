@@ -91,7 +91,7 @@ def test_windows_beyond_the_photo_are_mirrored(places):
 
 
 def test_prediction_follows_the_photo(places):
-    """Moving or mirroring the photo and its box moves or mirrors the answer, whatever the weights."""
+    """Mirroring or enlarging the photo does the same to the answer, whatever the weights."""
     torch.manual_seed(1)
     net = FrameNet(size=32).eval()
     torch.nn.init.normal_(net.answer.weight, std=0.05)

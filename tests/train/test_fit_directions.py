@@ -11,6 +11,7 @@ from faceedit.train import fit_directions as module
 from faceedit.train.checkpoint import read_metadata
 from faceedit.train.fit_directions import (
     Target,
+    cancel,
     choose_rows,
     conditional_direction,
     contact_sheet,
@@ -137,8 +138,15 @@ def test_rows_are_those_that_move_the_attribute_and_spare_the_others():
 
 def test_rows_that_are_too_weak_alone_are_not_chosen():
     moved = torch.zeros(2, 5, 2)
-    moved[0, :, 0], moved[1, :, 0], moved[1, :, 1] = 0.2, 2.0, 0.5
-    assert choose_rows(moved, 0, 1, [1], ((0, 2), (2, 4)), least=0.5)[1] == 4
+    moved[:, :, 0] = torch.tensor([0.2, 2.0])[:, None]
+    moved[:, :, 1] = torch.tensor([0.1, 0.5])[:, None]
+    assert choose_rows(moved, 0, 1, [1], ((0, 2), (2, 4)))[1] == 4
+
+
+def test_cancel_leaves_each_direction_its_own_effect_only():
+    effects = torch.tensor([[1.0, 0.4], [-0.2, 2.0]])
+    vectors = torch.eye(2)[:, None]  # so that the effect of a mixture is mixture @ effects
+    assert torch.allclose(cancel(vectors, effects)[:, 0] @ effects, effects.diagonal().diag(), atol=1e-6)
 
 
 def test_on_rows_fills_these_rows_only():

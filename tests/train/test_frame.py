@@ -2,6 +2,7 @@
 
 import cmath
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from faceedit.crop import CropFrame
+from faceedit.crop import CropFrame, extract
+from faceedit.faces import Face
 from faceedit.models.efficientnet_lite import EfficientNetLite
-from faceedit.models.frame_net import cut_window
-from faceedit.train import frame
-from faceedit.train.evaluate_frame import corner_error, load, mirror
-from faceedit.train.frame import Scenes
+from faceedit.models.frame_net import FrameNet, cut_window
+from faceedit.train import frame, frame_labels
+from faceedit.train.evaluate_frame import corner_error, mirror
+from faceedit.train.frame import Scenes, load
+from faceedit.train.frame_labels import SizeFromEyes
 
 
 @pytest.fixture
@@ -72,23 +75,61 @@ def test_mirroring_twice_is_nothing():
     )
 
 
-def test_the_command_writes_weights_that_load(picture, tmp_path):
+@pytest.fixture
+def folder(picture, tmp_path):
+    """Generated faces, trunk weights and two real photographs, the first of them held out."""
     np.save(tmp_path / "faces.npy", np.stack([picture] * 2))
     torch.save(EfficientNetLite().state_dict(), tmp_path / "imagenet.pth")
     (tmp_path / "images").mkdir()
-    Image.fromarray(picture).save(tmp_path / "images" / "a.png")
-    (tmp_path / "index.csv").write_text("file,face_box\na.png,30 30 100 100\n", encoding="utf-8")
-    out = tmp_path / "net.safetensors"
-    status = frame.main(
-        f"--faces {tmp_path}/faces.npy --imagenet {tmp_path}/imagenet.pth --out {out} --steps 2 "
-        f"--batch 4 --lr 1e-6 --real {tmp_path} --real-steps 1 --real-pictures 1 --real-spread 9".split()
-    )
-    assert status == 0
-    net = load(out)
+    Image.fromarray(picture).save(tmp_path / "images" / "b.png")
+    rows = "file,face_box\na.png,30 30 100 100\nb.png,30 30 100 100\n"
+    (tmp_path / "index.csv").write_text(rows, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def eyes(monkeypatch):
+    """Every face is found, and its eyes are 30 apart with the nose 20 below."""
+    points = np.array([(45.0, 60), (55, 60), (85, 60), (75, 60), (65, 80)])
+    monkeypatch.setattr(frame_labels, "detect", lambda pixels: [Face((30, 30, 100, 100), 1.0)])
+    monkeypatch.setattr(frame_labels, "landmarks", lambda *args, **kwargs: points)
+
+
+def test_the_command_writes_weights_that_load(folder, picture, eyes):
+    shared = f"--faces {folder}/faces.npy --batch 4 --lr 1e-6".split()
+    first, second = folder / "first.safetensors", folder / "second.safetensors"
+    begin = ["--imagenet", f"{folder}/imagenet.pth", "--out", str(first), "--steps", "2"]
+    assert frame.main(shared + begin) == 0
+    real = f"--real {folder} --landmarks five.dat --real-steps 1 --start {first} --out {second}"
+    assert frame.main(shared + real.split()) == 0
+    assert {v.dtype for v in load_file(second).values()} == {torch.float16, torch.int64}
+    net = load(second)
     assert not net.training
-    assert {v.dtype for v in load_file(out).values()} == {torch.float16, torch.int64}
     center, axis = net.predict(picture, (30, 30, 100, 100))
     assert np.isfinite([*center, *axis]).all()
+
+
+def test_labels_keep_the_middle_and_take_the_size_from_the_eyes(folder, picture, eyes):
+    net = FrameNet(size=32).eval()  # keeps the first guess: half side 61.25, middle (65, 51.7)
+    sizes = frame_labels.learn_sizes(np.stack([picture] * 2), Path("five.dat"))  # half side 64
+    squares = frame_labels.label_real(
+        net, sizes, folder, Path("five.dat"), count=9, extent=1.0, side=64
+    )
+    expected = extract(picture, CropFrame((65, 65 - 0.19 * 70), (64, 0)), 64)
+    assert squares.shape == (1, 64, 64, 3)
+    assert squares[0] == pytest.approx(expected.mul(255).permute(1, 2, 0).numpy(), abs=1)
+
+
+def test_sizes_come_from_faces_that_are_alike():
+    eyes, noses = np.full(40, 10.0), np.repeat([0.4, 0.8], 20)
+    points = np.zeros((40, 5, 2))
+    points[:, 2:4, 0] = eyes[:, None]
+    points[:, 4, 0], points[:, 4, 1] = eyes / 2, noses * eyes
+    sizes = SizeFromEyes(points, np.where(noses < 0.5, 20.0, 21.0))
+    assert sizes(points[0], 20.3) == pytest.approx(20, abs=0.02)
+    assert sizes(points[-1], 20.7) == pytest.approx(21, abs=0.02)
+    assert sizes(3 * points[0], 60) == pytest.approx(60, abs=0.05)
+    assert sizes(points[0], 30) is None
 
 
 def test_faces_are_reduced_by_averaging(picture):
