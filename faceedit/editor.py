@@ -462,15 +462,14 @@ class FaceEditor:
                     f"the inversion has a code of shape {tuple(inversion.latents.shape)} and this editor's "
                     f"generator one of {tuple(offset.shape)}: invert with the same checkpoint"
                 )
-            face, mask = self._edit_face(inversion, offset, strengths, preview)
+            face = self._edit_face(inversion, offset, strengths, preview)
             if pixels is not None:
                 frame = inversion.frame or CropFrame.whole(*pixels.shape[1::-1])
-                original = _at(inversion.crop, face.edited.shape[-1])
-                where = (mask > 0).float()
+                where = (face.mask > 0).float()
                 # An aligned picture has no surroundings that its border must blend into.
                 if inversion.frame is not None:
                     where *= crops.face_mask(where.shape[-1])
-                pixels = crops.paste_back(pixels, face.edited, frame, where, original)
+                pixels = crops.paste_back(pixels, face.edited, frame, where, face.crop)
             edited.append(face)
         if picture is None:
             image: Any = _to_pil(edited[0].edited)
@@ -480,8 +479,8 @@ class FaceEditor:
 
     def _edit_face(
         self, inversion: Inversion, offset: Tensor, strengths: dict[str, float], preview: bool
-    ) -> tuple[EditedFace, Tensor]:
-        """The edited crop, and where it differs from the crop."""
+    ) -> EditedFace:
+        """One face after the edit, not yet in its photograph."""
         latents = inversion.latents + offset
         before = inversion.reconstruction
         if preview or before is None:
@@ -489,11 +488,10 @@ class FaceEditor:
         after = before if not offset.any() else self._render(latents[None], preview)[0]
         original = before if inversion.crop is None else _at(inversion.crop, after.shape[-1])
         edited, mask = compose(original, before, after)
-        face = EditedFace(
+        return EditedFace(
             crop=original, edited=edited, generated=after, reconstruction=before, mask=mask,
             frame=inversion.frame, latents=latents, strengths=strengths,
         )
-        return face, mask
 
 
 def _inversions(image: object) -> list[Inversion] | None:

@@ -494,6 +494,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--held-out", type=int, default=200, help="generated faces to measure on")
     parser.add_argument("--share", type=float, default=0.75, help="share of faces that strengths 1 and -1 turn")
     parser.add_argument("--power", type=float, default=0.5, help="0 measures steps in W, 1 in its deviations")
+    parser.add_argument("--fitted", type=Path, help="take the directions of this file; only rescale and measure them")
+    parser.add_argument("--rescale", nargs="*", default=[], metavar="NAME=FACTOR",
+                        help="directions that are too strong on photographs; their range becomes -1 to 1")
     parser.add_argument("--views", type=Path, help="keep the rendered faces in this safetensors file; resume from it")
     parser.add_argument("--sheets", type=Path, help="also draw SHEETS_<attribute>.png")
     parser.add_argument("--threads", type=int, default=1)
@@ -513,16 +516,24 @@ def main(argv: list[str]) -> int:
         logits = torch.cat([predict(classifier, part.float() / 127.5 - 1) for part in views.split(100)])
     else:
         logits = label_faces(generator, classifier, latents)
-    vectors = fit_directions(
-        generator, classifier, latents, logits, TARGETS,
-        probes=draw_faces(mapper, options.probes, options.seed + 1), share=options.share, power=options.power, say=say,
-    )  # fmt: skip
+    if options.fitted:
+        vectors = dict(Directions.load(options.fitted).vectors)
+    else:
+        vectors = fit_directions(
+            generator, classifier, latents, logits, TARGETS,
+            probes=draw_faces(mapper, options.probes, options.seed + 1), share=options.share, power=options.power, say=say,
+        )  # fmt: skip
+    factors = {name: float(factor) for name, factor in (item.split("=") for item in options.rescale)}
+    if not set(factors) <= set(vectors):
+        parser.error(f"--rescale names {', '.join(factors)}; the directions are {', '.join(vectors)}")
+    vectors = {name: factors.get(name, 1.0) * vector for name, vector in vectors.items()}
 
     held_out = draw_faces(mapper, options.held_out, options.seed + 2)
     report = measure(generator, classifier, vectors, TARGETS, held_out, logits.std(0))
-    directions = Directions(vectors, ranges={name: TARGETS[name].span for name in vectors}, licence=LICENCE)
+    ranges = {name: (-1.0, 1.0) if name in factors else TARGETS[name].span for name in vectors}
+    directions = Directions(vectors, ranges=ranges, licence=LICENCE)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    recipe = drawn | {"share": options.share, "power": options.power, "report": asdict(report)}
+    recipe = drawn | {"share": options.share, "power": options.power, "rescale": factors, "report": asdict(report)}
     directions.save(options.out, source=json.dumps(recipe))
     say(str(report))
     if options.sheets:

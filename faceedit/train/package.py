@@ -44,8 +44,6 @@ def main(argv: list[str]) -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--licence", required=True)
     parser.add_argument("--looks", type=int, default=1, help="corrections that the encoder makes")
-    parser.add_argument("--rescale", nargs="*", default=[], metavar="NAME=FACTOR",
-                        help="directions that are too strong on photographs; their range becomes -1 to 1")
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args(argv)
 
@@ -54,14 +52,7 @@ def main(argv: list[str]) -> int:
     encoder.load_state_dict(load_file(args.encoder))
     frame_net = FrameNet()
     frame_net.load_state_dict(load_file(args.frame))
-    fitted = Directions.load(args.directions)
-    factors = {name: float(factor) for name, factor in (item.split("=") for item in args.rescale)}
-    directions = Directions(
-        {name: vector * factors.get(name, 1.0) for name, vector in fitted.vectors.items()},
-        aliases=fitted.aliases,
-        ranges={**fitted.ranges, **dict.fromkeys(factors, (-1.0, 1.0))},
-        licence=fitted.licence,
-    )
+    directions = Directions.load(args.directions)
     report = json.loads(read_metadata(args.directions)["source"])["report"]
     config = ModelConfig(
         generator=GeneratorConfig("mobile_stylegan", generator.resolution, generator.n_styles, generator.style_dim),
@@ -72,7 +63,7 @@ def main(argv: list[str]) -> int:
                 range=directions.ranges[name],
                 aliases=directions.aliases[name],
                 description=_DESCRIPTIONS.get(name, ""),
-                success={} if name in factors else _success(report, name),
+                success=_success(report, name),
             )
             for name in directions.names
         },

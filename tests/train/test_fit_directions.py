@@ -220,3 +220,18 @@ def test_the_command_writes_directions_with_their_recipe(world, tmp_path, monkey
     assert directions.names == ("smile", "age") and "FFHQ" in directions.licence
     recipe = json.loads(read_metadata(out)["source"])
     assert recipe["faces"] == 300 and set(recipe["report"]["turned"]) == {"smile", "age"}
+
+    again = tmp_path / "again.safetensors"
+    options |= {"fitted": out, "out": again, "rescale": "age=0.5"}
+    try:
+        assert module.main([part for name, value in options.items() for part in (f"--{name}", str(value))]) == 0
+        with pytest.raises(SystemExit):
+            module.main([part for name, value in (options | {"rescale": "agee=0.5"}).items()
+                         for part in (f"--{name}", str(value))])
+    finally:
+        torch.set_num_threads(threads)
+    smaller = Directions.load(again)
+    assert torch.equal(smaller.vectors["age"], 0.5 * directions.vectors["age"])
+    assert torch.equal(smaller.vectors["smile"], directions.vectors["smile"])
+    assert smaller.ranges["age"] == (-1, 1) and smaller.ranges["smile"] == directions.ranges["smile"]
+    assert json.loads(read_metadata(again)["source"])["rescale"] == {"age": 0.5}
