@@ -22,6 +22,7 @@ from faceedit.directions import Directions
 from faceedit.errors import CheckpointError, ConfigError, FaceSelectionError, NoFaceError, UsageError
 from faceedit.faces import Face, FaceChoice
 from faceedit.images import ImageSource, Picture
+from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.encoder import Encoder
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.generator import Generator
@@ -34,7 +35,7 @@ Progress = Callable[[int, int, float], None]
 """Called as ``progress(step, steps, loss)`` after every refinement step."""
 
 _GENERATORS: Mapping[str, type[Generator]] = {"mobile_stylegan": MobileStyleGAN}
-_ENCODERS: Mapping[str, type[Encoder]] = {"efficientnet_lite": Encoder}
+_ENCODERS: Mapping[str, type[Encoder]] = {"efficientnet_lite": EfficientNetEncoder}
 
 _Found = tuple[Picture, Union[CropFrame, None], Union[Face, None]]
 """A face that was found: its picture, its frame (None: the whole picture) and its detection."""

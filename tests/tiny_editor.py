@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from faceedit import FaceEditor
 from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
 from faceedit.directions import Directions
-from faceedit.models.encoder import Encoder
+from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 
@@ -32,7 +32,7 @@ def make_editor() -> FaceEditor:
             parameter.fill_(1.4)  # so that no level fades
     generator.head.weight.mul_(0.5)
     generator.preview_head.start_from(generator.levels[2:], generator.head)
-    encoder = Encoder(ROWS, DIM, input_size=32, width=8, hidden=16)
+    encoder = EfficientNetEncoder(ROWS, DIM, input_size=32, width=8, hidden=16)
     torch.nn.init.normal_(encoder.to_base.weight, std=0.3)
     torch.nn.init.normal_(encoder.to_offsets.weight, std=0.1)
     directions = Directions({name: 0.5 * torch.randn(ROWS, DIM) for name in RANGES}, ranges=RANGES)

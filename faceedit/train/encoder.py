@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from faceedit.models.encoder import Encoder
+from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.generator import Generator
 from faceedit.train.checkpoint import load_generator, load_state, save_state, save_tensors
 from faceedit.train.classifier import read_imagenet
@@ -167,7 +167,7 @@ class Trainer:
     """Steps, checkpoints and exact resume: every random draw depends on the seed and step only."""
 
     def __init__(
-        self, encoder: Encoder, judges: Judges, recipe: EncoderRecipe,
+        self, encoder: EfficientNetEncoder, judges: Judges, recipe: EncoderRecipe,
         faces: tuple[Tensor, np.ndarray], photos: np.ndarray, out: Path,
     ) -> None:
         self.encoder, self.judges, self.recipe, self.out = encoder, judges, recipe, out
@@ -219,7 +219,7 @@ class Trainer:
         loss = loss + sum(getattr(recipe, f"lambda_{k}") * found[k] for k in ("l2", "lpips", "id") if k in found)
         return loss, {k: v.item() for k, v in found.items()}
 
-    def _answer(self, encoder: Encoder, inputs: Tensor, corrections: int) -> Tensor:
+    def _answer(self, encoder: EfficientNetEncoder, inputs: Tensor, corrections: int) -> Tensor:
         """The encoder's code after some corrections."""
         latents = encoder(inputs).latents
         for _ in range(corrections):
@@ -326,7 +326,7 @@ def main(argv: list[str]) -> int:
     photos = np.load(args.photos, mmap_mode="r")
 
     torch.manual_seed(recipe.seed)
-    encoder = Encoder(generator.n_styles)
+    encoder = EfficientNetEncoder(generator.n_styles)
     encoder.trunk.load_imagenet(read_imagenet(args.imagenet))
     w = generator.map(torch.randn(4096, generator.style_dim))
     encoder.latent_mean.copy_(w.mean(0))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
 from faceedit.directions import Directions
 from faceedit.editor import FaceEditor
-from faceedit.models.encoder import Encoder
+from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.frame_net import FrameNet
 from faceedit.train.checkpoint import load_generator, read_metadata
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     generator = load_generator(args.generator)
-    encoder = Encoder(generator.n_styles, looks=args.looks)
+    encoder = EfficientNetEncoder(generator.n_styles, looks=args.looks)
     encoder.load_state_dict(load_file(args.encoder))
     frame_net = FrameNet()
     frame_net.load_state_dict(load_file(args.frame))

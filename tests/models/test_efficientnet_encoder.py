@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from faceedit.models.encoder import Encoder
+from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 
 
 def tiny(**changes):
     torch.manual_seed(0)
     options = {"n_styles": 6, "style_dim": 24, "input_size": 64, "width": 8, "hidden": 16}
-    encoder = Encoder(**(options | changes))
+    encoder = EfficientNetEncoder(**(options | changes))
     encoder.latent_mean.normal_()
     encoder.latent_std.fill_(0.5)
     return encoder.eval()
@@ -40,7 +40,7 @@ def test_one_row_for_each_style_and_a_pyramid_finest_first(encoder):
 
 def test_the_default_fits_the_default_generator():
     with torch.device("meta"):
-        encoder = Encoder()
+        encoder = EfficientNetEncoder()
         latents, features = encoder(torch.empty(1, 3, 256, 256))
     assert latents.shape == (1, 16, 512)
     assert [f.shape[-1] for f in features] == [128, 64, 32, 16, 8]
