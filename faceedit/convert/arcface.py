@@ -11,11 +11,6 @@ from faceedit.hub import load_module
 from faceedit.models.ir_se50 import ArcFaceNet
 
 
-def recognises(tensors: Mapping[str, object]) -> bool:
-    """Whether a state dict's names are those of an IR-SE50 with ArcFace's head."""
-    return {"input_layer.0.weight", "body.23.res_layer.5.fc2.weight", "output_layer.3.weight"} <= set(tensors)
-
-
 def arcface(tensors: Mapping[str, Tensor]) -> ArcFaceNet:
     """The network with the file's weights; its ``state_dict()`` has the same names.
 
