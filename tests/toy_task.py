@@ -37,7 +37,7 @@ class ToyTask(Task):
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         body = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(recipe.dropout), nn.Linear(8, 1))
-        self.trainable = nn.ModuleDict({"body": body, "frozen": nn.Linear(4, 1)})
+        self.trainable = nn.ModuleDict({"body": body, "own": nn.Linear(1, 1), "frozen": nn.Linear(4, 1)})
         self.trainable["frozen"].requires_grad_(False)
         self.data = torch.randn(20, 4, generator=torch.Generator().manual_seed(5))
         self.seen: list[int] = []
@@ -49,8 +49,10 @@ class ToyTask(Task):
         y = self.trainable["body"](x) + self.trainable["frozen"](x)
         loss = F.mse_loss(y, x.sum(1, keepdim=True))
         first, second = share.part(0, 6), share.part(6, 8)
-        target = second.uniform(-1, 1, 1) + second.integers(3)[:, None]
-        own = second.mean((y[len(first) :] - target).abs().flatten())
+        own = loss.new_zeros(())
+        if len(second):  # a share without the second kind gives its parameter no gradient at all
+            target = second.uniform(-1, 1, 1) + second.integers(3)[:, None]
+            own = second.mean((self.trainable["own"](y[len(first) :]) - target).abs().flatten())
         return loss + self.recipe.lambda_kind * own, {"l2": loss.detach(), "own": own.detach()}
 
     def evaluate(self) -> dict[str, float]:
