@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
@@ -98,7 +99,7 @@ def open_folder(path: str | Path, aligned: bool | None = None) -> Folder:
     CelebA-HQ: ``CelebA-HQ-img/`` (CelebAMask-HQ, with its labels) or ``celeba_hq/train/female/``.
     CelebA: ``img_align_celeba/`` or ``images/`` with a label file; pictures there that are not of its
     size are photographs with labels. Else photographs: those that an ``index.csv`` lists (columns
-    ``file`` and ``face_box``, pictures in ``images/``), or all pictures in the folder and below.
+    ``file`` and ``face_box``; in ``images/`` or beside it), or all pictures in the folder and below.
 
     Args:
         path: The folder.
@@ -112,7 +113,8 @@ def open_folder(path: str | Path, aligned: bool | None = None) -> Folder:
         raise DataError(f"There is no folder {str(path)!r}. Pass the folder of the pictures.")
     name, root, frame, boxes, label_file = "pictures", path, "find", {}, None
     if (path / "index.csv").is_file():
-        name, root, boxes = "photographs with an index", path / "images", _read_index(path / "index.csv")
+        name, boxes = "photographs with an index", _read_index(path / "index.csv")
+        root = path / "images" if (path / "images").is_dir() else path
         names: Sequence[str] = [*boxes]
     else:
         for layout, below, files, how in _LAYOUTS:
@@ -339,7 +341,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """A short name for the exact values of some tensors."""
     found = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

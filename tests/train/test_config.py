@@ -194,4 +194,4 @@ def test_an_error_of_ours_is_one_line_and_a_status():
         cwd=Path(config.__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "Did you mean --steps?" in done.stderr
+    assert done.stderr.count("\n") == 1 and "Did you mean --steps" in done.stderr
