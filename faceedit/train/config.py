@@ -352,7 +352,10 @@ class _Pairs(argparse.Action):
 
 @functools.cache
 def _own_comments(kind: type) -> dict[str, str]:
-    source = textwrap.dedent(inspect.getsource(kind))
+    try:
+        source = textwrap.dedent(inspect.getsource(kind))
+    except OSError:  # typed into an interpreter: no file, no comments
+        return {}
     by_line = {
         token.start[0]: token.string.lstrip("# ")
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
