@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from faceedit.errors import ConfigError, DataError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.generator import Generator
 from faceedit.train.checkpoint import load_generator
@@ -52,11 +53,11 @@ class EncoderRecipe(TrainRecipe):
     warmup: Whole = 100  # steps of linear warm-up
     decay: Whole = 600  # last steps, over which the learning rate falls to zero
     code_steps: Whole = 250  # first steps, on generated faces' codes alone: no generator pass
-    code_batch: Count = 16  # their batch
-    first_look_steps: Whole = 1000  # steps before corrections are trained too
-    second_correction: Fraction = 0.3  # share of their batches that start from a corrected code
-    batch: Count = 8  # faces of a step afterwards
-    generated: Count = 2  # of them, generated faces; the others are real
+    code_batch: Count = 16  # faces of each of those steps
+    first_look_steps: Whole = 1000  # steps before corrections are trained too, in every other step
+    second_correction: Fraction = 0.3  # share of corrections that start from a corrected code
+    batch: Count = 8  # faces of a step after those on codes alone
+    generated: Count = 2  # generated faces in a batch; the others are real
     lr: Positive = 5e-4  # Adam
     lr_trunk: Positive = 2e-4  # Adam, for the ImageNet-pretrained trunk
     frozen_stages: Whole = 2  # first stages of the trunk that keep their ImageNet weights; saves time
@@ -69,6 +70,10 @@ class EncoderRecipe(TrainRecipe):
     lambda_offset: Weight = 0.002  # keeps rows together, as e4e's delta loss
     synthetic: Count = 4000  # generated faces, rendered once
     held_out: Count = 64  # real crops kept for choosing, the last of the file
+
+    def __post_init__(self) -> None:
+        if self.generated >= self.batch:
+            raise ConfigError(f"generated ({self.generated}) must be below batch ({self.batch}): the others are real.")
 
 
 def to_unit(pictures: np.ndarray) -> Tensor:
@@ -153,6 +158,8 @@ class EncoderTask(Task):
         self, encoder: EfficientNetEncoder, judges: Judges, recipe: EncoderRecipe, codes: Tensor, generated: Faces, photos: Faces
     ) -> None:
         self.trainable = self.encoder = encoder
+        if len(photos) <= recipe.held_out:
+            raise DataError(f"Of {len(photos)} photographs {recipe.held_out} are held out. Lower --held-out, or add more.")
         self.judges, self.recipe, self.codes, self.faces = judges, recipe, codes, generated.pictures
         self.photos, self.held_out = photos.pictures[: -recipe.held_out], photos.pictures[-recipe.held_out :]
         self.device, self.size = encoder.latent_mean.device, self.faces.shape[1]

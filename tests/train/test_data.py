@@ -209,6 +209,23 @@ def test_half_written_rows_are_never_used(tmp_path):
     assert made == [10, 20, 30]
 
 
+def test_a_kill_between_the_rows_and_their_note_does_not_leave_the_old_note(tmp_path, monkeypatch):
+    replace, made = os.replace, []
+
+    def dies(source, target):
+        if str(target).endswith(".json"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    kept(tmp_path / "x.npy", {"key": 1}, (2, 2, 3), rows_of(10, made))
+    monkeypatch.setattr(data.os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        kept(tmp_path / "x.npy", {"key": 2}, (2, 2, 3), rows_of(20, made))
+    monkeypatch.setattr(data.os, "replace", replace)
+    faces = kept(tmp_path / "x.npy", {"key": 1}, (2, 2, 3), rows_of(30, made))
+    assert faces.pictures[0, 0, 0, 0] == 30
+
+
 def test_a_file_without_its_note_is_not_used_as_kept_but_can_be_opened(tmp_path):
     made = []
     kept(tmp_path / "x.npy", {"key": 1}, (2, 2, 3), rows_of(10, made))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from faceedit.errors import ConfigError, DataError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.train import encoder as module
@@ -148,3 +149,10 @@ def test_the_command_starts_from_another_encoder_and_writes_one(generator, tmp_p
     assert set(made) == set(start.state_dict())
     for name, value in made.items():
         torch.testing.assert_close(value, weights[prefix + name].to(value.dtype), atol=1e-6, rtol=0)
+
+
+def test_sizes_that_contradict_each_other_are_refused(generator, tmp_path):
+    with pytest.raises(ConfigError, match="must be below batch"):
+        make_task(generator, tmp_path, generated=4)
+    with pytest.raises(DataError, match="--held-out"):
+        make_task(generator, tmp_path, held_out=8)
