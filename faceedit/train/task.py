@@ -139,6 +139,14 @@ class Task(ABC):
         ``optimizer.param_groups[i]["lr"]`` is the learning rate that the step was made with.
         """
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside `trainable`: plain containers and tensors, such as those of a
+        discriminator and its optimizer."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
     def evaluate(self) -> dict[str, float]:
         """Held-out figures, without gradient, in evaluation mode, of the averaged weights if there are."""
         return {}

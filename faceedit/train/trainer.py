@@ -31,7 +31,8 @@ exactly too: PyTorch's own generator is seeded before each call. `loss` runs und
 recipe says ``bf16``; put ``torch.autocast(device.type, enabled=False)`` around what must not.
 
 The other methods of `Task` have defaults: `evaluate`, `sample_grid`, `after_step` (such as a proximal
-step), `parameter_groups` (learning rates), `batch` (a batch size that changes), `export` (files).
+step), `parameter_groups` (learning rates), `batch` (a batch size that changes), `export` (files),
+`state_dict` and `load_state_dict` (what else a resumed run needs).
 
 A run is a folder: ``state.pt`` and the one before it, what the task exports, ``metrics.jsonl``,
 ``samples/*.jpg``, ``recipe.json``. The same command again resumes it.
@@ -295,7 +296,7 @@ class Trainer:
                 "format": FORMAT, "task": self.task.name, "recipe": plain(self.recipe),
                 "step": self.step, "samples": self.samples, "minutes": self.minutes,
                 "trainable": self.task.trainable.state_dict(), "average": self.average,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "extra": self.task.state_dict(),
             },
             self.recipe.out / "state.pt",
         )  # fmt: skip
@@ -317,6 +318,7 @@ class Trainer:
                 # The learning rates and so on are those of the recipe now.
                 groups = self.optimizer.state_dict()["param_groups"]
                 self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+                self.task.load_state_dict(state["extra"])
             except (RuntimeError, ValueError) as error:
                 raise CheckpointError(
                     f"The state in {str(out)!r} is of a network of another shape: {error}. Choose another --out."

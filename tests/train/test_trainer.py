@@ -237,6 +237,29 @@ def test_a_state_cannot_carry_code(tmp_path):
         load_state(tmp_path / "state.pt")
 
 
+def test_what_a_task_keeps_besides_its_weights_is_resumed(tmp_path):
+    class Counts(ToyTask):
+        """Its loss depends on how often it was asked for."""
+
+        calls = 0
+
+        def loss(self, share):
+            self.calls += 1
+            loss, figures = super().loss(share)
+            return loss * (1 + 0.1 * self.calls), figures
+
+        def state_dict(self):
+            return {"calls": self.calls}
+
+        def load_state_dict(self, state):
+            self.calls = state["calls"]
+
+    trained(tmp_path / "cut", Counts, max_minutes=1e-9)
+    again = trained(tmp_path / "cut", Counts)
+    assert again.task.calls == 6
+    assert_same(again, trained(tmp_path / "whole", Counts))
+
+
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path):
     class Signalled(ToyTask):
         def after_step(self, optimizer):
