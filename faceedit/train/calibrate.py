@@ -1,0 +1,154 @@
+"""Scale learned directions so that strength 1 means the same for every attribute.
+
+``python -m faceedit.train calibrate --generator FILE --classifiers FILE.. --directions RAW --out FILE``
+
+On generated faces of their own, each attribute's scale is the least at which strength 1 turns a given
+share of the faces that lack it, and -1 the same share of those that have it, as the training's
+classifiers see it. The tested range ends where a larger share turns.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from faceedit.directions import Directions
+from faceedit.errors import DataError
+from faceedit.models.generator import Generator
+from faceedit.train.attributes import ATTRIBUTES, Attribute
+from faceedit.train.checkpoint import load_generator
+from faceedit.train.classifier import AttributeClassifier
+from faceedit.train.config import Count, Device, Fraction, Positive, Seed, Whole, read_recipe
+from faceedit.train.style import Classifiers
+from faceedit.train.synthetic import mixed_latents
+from faceedit.train.trainer import begin
+
+log = logging.getLogger(__name__)
+
+LICENCE = (
+    "research: learned on faces of a generator distilled from StyleGAN2-FFHQ (FFHQ is CC BY-NC-SA 4.0), with "
+    "classifiers trained on CelebA (non-commercial research)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateRecipe:
+    """Every number of the calibration."""
+
+    generator: Path  # safetensors file of the generator, with its preview head
+    classifiers: tuple[Path, ...]  # those of the training
+    directions: Path  # style.safetensors of the style stage
+    out: Path  # directions file to write
+    share: Fraction = 0.9  # of the faces to turn, that strengths 1 and -1 turn
+    top_share: Fraction = 0.97  # that the ends of the tested range turn
+    longest: Positive = 2.0  # the tested range never goes further than this strength
+    faces: Count = 400  # generated faces to choose those to turn from
+    turned: Count = 48  # faces to turn, each way
+    fewest: Count = 8  # with fewer that have the attribute, only one way is calibrated
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.4, 2.0, 2.8, 4.0)  # tried, of the learned length
+    seed: Seed = 3  # of the faces
+    device: Device = "cpu"
+    threads: Whole = 0  # CPU threads; 0 leaves PyTorch's choice
+
+
+def crossings(scales: Sequence[float], scores: Tensor) -> Tensor:
+    """Scale at which each face turns: its score passes from negative to positive; infinity if never.
+
+    Args:
+        scales: Rising.
+        scores: ``(len(scales), n)``; linear between the scales, and from the first row on.
+
+    Returns:
+        ``(n,)``.
+    """
+    found = torch.full((scores.shape[1],), math.inf)
+    for i in range(len(scales) - 1, 0, -1):
+        low, high = scores[i - 1], scores[i]
+        at = scales[i - 1] + (scales[i] - scales[i - 1]) * -low / (high - low)
+        found = torch.where((low <= 0) & (high > 0), at, found)
+    return found
+
+
+def needed_scale(crossed: Tensor, share: float) -> float:
+    """Scale that turns a share of the faces; infinity if fewer ever turn."""
+    count = math.ceil(share * len(crossed))
+    return float(crossed.sort().values[max(0, count - 1)])
+
+
+@torch.no_grad()
+def scores(
+    generator: Generator, classifiers: Classifiers, attribute: Attribute, codes: Tensor, direction: Tensor,
+    scales: Sequence[float],
+) -> Tensor:
+    """The attribute's score of each face moved by each scale ``(len(scales), n)``.
+
+    Faces that all have turned at a scale are not drawn at the larger ones.
+    """
+    rows = []
+    for scale in scales:
+        pictures = torch.cat([generator.preview(c) for c in (codes + scale * direction).bfloat16().split(1)]).float()
+        rows.append(attribute.score(classifiers(pictures), classifiers.names))
+    return torch.stack(rows)
+
+
+def calibrate(
+    generator: Generator, classifiers: Classifiers, vectors: dict[str, Tensor], codes: Tensor, recipe: CalibrateRecipe
+) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
+    """Directions of the right length, and their tested ranges.
+
+    Raises:
+        DataError: No scale turns the share of an attribute's faces.
+    """
+    logits = torch.cat([classifiers(generator.preview(c).float()) for c in tqdm(codes.bfloat16().split(1), desc="faces", mininterval=5)])
+    scaled, ranges = {}, {}
+    for name, direction in vectors.items():
+        attribute, ends, steps = ATTRIBUTES[name], [], []
+        for sense in (1, -1):
+            rows = attribute.lacking(logits, classifiers.names, sense).nonzero()[: recipe.turned, 0]
+            if len(rows) < recipe.fewest:
+                log.info("%s: only %d faces to turn by %+d, left out", name, len(rows), sense)
+                continue
+            found = sense * scores(generator, classifiers, attribute, codes[rows], sense * direction, recipe.scales)
+            before = sense * attribute.score(logits[rows], classifiers.names)
+            crossed = crossings((0.0, *recipe.scales), torch.cat((before[None], found)))
+            steps.append(needed_scale(crossed, recipe.share))
+            ends.append(needed_scale(crossed, recipe.top_share))
+        scale = max(steps, default=math.inf)
+        if math.isinf(scale):
+            log.warning("%s: no scale turns %g of its faces; left out", name, recipe.share)
+            continue
+        end = min(recipe.longest, max(1.25, math.ceil(4 * max(ends) / scale) / 4))
+        scaled[name], ranges[name] = scale * direction, (-end, end)
+        log.info("%s: %.2f of the learned length (needed %s), range %g", name, scale, ", ".join(f"{s:.2f}" for s in steps), end)
+    if not scaled:
+        raise DataError("No direction turns enough faces: train them longer.")
+    return scaled, ranges
+
+
+def main(argv: list[str]) -> int:
+    """Command line entry; see the module's docstring."""
+    recipe = read_recipe(CalibrateRecipe, argv, "calibrate", __doc__)
+    begin(recipe)
+    mapper = load_generator(recipe.generator)
+    generator = copy.deepcopy(mapper).bfloat16().to(memory_format=torch.channels_last)
+    classifiers = Classifiers([AttributeClassifier.load(path) for path in recipe.classifiers])
+    codes = mixed_latents(mapper, recipe.faces, seed=recipe.seed, truncation=(0.6, 1.0), mixing=0.0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scaled, ranges = calibrate(generator, classifiers, load_file(recipe.directions), codes, recipe)
+    aliases = {name: ATTRIBUTES[name].aliases for name in scaled}
+    directions = Directions(scaled, aliases=aliases, ranges=ranges, licence=LICENCE)
+    recipe.out.parent.mkdir(parents=True, exist_ok=True)
+    source = {"share": recipe.share, "faces": recipe.faces, "seed": recipe.seed}
+    directions.save(recipe.out, source=json.dumps(source))
+    print(f"{len(scaled)} directions written to {recipe.out}")
+    return 0
