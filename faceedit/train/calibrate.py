@@ -29,7 +29,7 @@ from faceedit.train.attributes import ATTRIBUTES, Attribute
 from faceedit.train.checkpoint import load_generator
 from faceedit.train.classifier import AttributeClassifier
 from faceedit.train.config import Count, Device, Fraction, Positive, Seed, Whole, read_recipe
-from faceedit.train.style import Classifiers
+from faceedit.train.style_faces import Classifiers
 from faceedit.train.synthetic import mixed_latents
 from faceedit.train.trainer import begin
 
