@@ -231,7 +231,7 @@ def _accept(hint: Any, value: Any, place: str) -> Any:
         if arguments[1:] != (...,) and len(value) != len(arguments):
             raise ConfigError(f"{place} must have {len(arguments)} entries, not {len(value)}.")
         kinds = arguments if arguments[1:] != (...,) else arguments[:1] * len(value)
-        return tuple(_accept(k, item, f"{place}[{i}]") for i, (k, item) in enumerate(zip(kinds, value)))
+        return tuple(_accept(k, item, f"{place}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict:
         _require(isinstance(value, Mapping), place, "a table", value)
         return {key: _accept(arguments[1], item, f"{place}.{key}") for key, item in value.items()}

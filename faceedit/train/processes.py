@@ -111,7 +111,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
     dist.all_reduce(has, dist.ReduceOp.MAX)
     bucket: list[Tensor] = []
-    for parameter, wanted in zip(parameters, has.tolist()):
+    for parameter, wanted in zip(parameters, has.tolist(), strict=True):
         if not wanted:
             continue
         if parameter.grad is None:
@@ -127,5 +127,5 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def _sum(bucket: list[Tensor]) -> None:
     flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
     dist.all_reduce(flat)
-    for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket])):
+    for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
         gradient.copy_(part.view(gradient.shape))

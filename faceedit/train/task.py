@@ -142,6 +142,7 @@ class Task(ABC):
         )  # fmt: skip
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
         """Change parameters after the optimizer has, without gradient: a proximal step, a projection.
 
         ``optimizer.param_groups[i]["lr"]`` is the learning rate that the step was made with.
@@ -152,7 +153,7 @@ class Task(ABC):
         discriminator and its optimizer."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Take back what `state_dict` gave."""
 
     def evaluate(self) -> dict[str, float]:

@@ -205,7 +205,7 @@ class Trainer:
         """Move the averaged weights; early on they forget faster, as they start from nothing."""
         if self.average:
             decay = min(self.recipe.ema, self.step / (self.step + 10))
-            for average, parameter in zip(self.average, self.parameters):
+            for average, parameter in zip(self.average, self.parameters, strict=True):
                 average.lerp_(parameter, 1 - decay)
 
     # --- what is shown ------------------------------------------------------------------------
@@ -320,8 +320,8 @@ class Trainer:
                     f"The state in {str(out)!r} is of a network of another shape: {error}. Choose another --out."
                 ) from error
             self.step, self.samples, self.minutes = state["step"], state["samples"], state["minutes"]
-            if self.recipe.ema:
-                self.average = [a.to(p.device) for a, p in zip(state["average"], self.parameters)]
+            if self.recipe.ema and state["average"]:
+                self.average = [a.to(p.device) for a, p in zip(state["average"], self.parameters, strict=True)]
             before = state["recipe"]
             changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
             log.info("resumed at step %d%s", self.step, f"; changed: {', '.join(changed)}" if changed else "")

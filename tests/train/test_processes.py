@@ -27,7 +27,7 @@ def run_of_two(tmp_path_factory):
         "--ema", "0.9", "--accumulate", "2", "--save-every", "3", "--device", "cpu",
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -39,7 +39,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(run_of_two, tmp_path):
         [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (tmp_path, run_of_two)
     )
     assert len(one) == len(two) == 7  # each line was written once
-    for a, b in zip(one, two):
+    for a, b in zip(one, two, strict=True):
         for name in {"loss", "l2", "own", "gradient"} & set(a):
             assert a[name] == pytest.approx(b[name], rel=1e-4)
     assert one[-1]["held_out"]["l2"] == pytest.approx(two[-1]["held_out"]["l2"], rel=1e-4)

@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from toy_task import ToyRecipe, ToyTask
 from torch import nn
+from toy_task import ToyRecipe, ToyTask
 
-from faceedit.errors import CheckpointError, ConfigError, DivergedError, MissingDependencyError, UsageError
+from faceedit.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    MissingDependencyError,
+    UsageError,
+)
 from faceedit.train import checkpoint, processes
 from faceedit.train.checkpoint import load_state, save_state
 from faceedit.train.trainer import Share, Trainer, rate, shares
@@ -121,7 +127,7 @@ def test_the_mean_of_a_part_is_the_same_however_the_batch_is_cut(cuts):
     values = torch.arange(8.0)
     total = 0.0
     rows = []
-    for first, stop in zip(cuts, cuts[1:]):
+    for first, stop in zip(cuts[:-1], cuts[1:], strict=True):
         share = Share(0, 3, range(first, stop), 8, before=24)
         part = share.part(5, 8)
         rows += part.pick(6).tolist()
@@ -140,9 +146,9 @@ def test_an_empty_part_gives_empty_draws_and_a_mean_of_zero():
 def test_accumulated_passes_are_the_big_batch(tmp_path, passes):
     one = trained(tmp_path / "one", log_every=1)
     many = trained(tmp_path / "many", accumulate=passes, log_every=1)
-    for a, b in zip(weights(one), weights(many)):
+    for a, b in zip(weights(one), weights(many), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "many")):
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "many"), strict=True):
         for name in {"loss", "l2", "own", "gradient"} & set(a):
             assert a[name] == pytest.approx(b[name], rel=1e-4)
 
@@ -350,7 +356,7 @@ def test_groups_have_their_own_rates_also_after_a_resume(tmp_path):
     trainer = build(tmp_path, Groups, lr=0.2)
     before = weights(trainer)
     trainer.run()
-    moved = [not torch.equal(a, b) for a, b in zip(before, weights(trainer))]
+    moved = [not torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True)]
     assert moved == [False, False, True, True] + [False] * 4
     assert trainer.optimizer.param_groups[1]["lr"] == pytest.approx(0.1)  # half of it, at the last step
 
