@@ -141,7 +141,6 @@ class Task(ABC):
             fused=groups[0]["params"][0].device.type in ("cpu", "cuda"),
         )  # fmt: skip
 
-    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
         """Change parameters after the optimizer has, without gradient: a proximal step, a projection.
 

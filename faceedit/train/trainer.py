@@ -100,7 +100,7 @@ class Trainer:
     def __init__(self, task: Task, recipe: TrainRecipe, device: torch.device | str = "cpu") -> None:
         self.task, self.recipe, self.device = task, recipe, torch.device(device)
         self.main = processes.rank() == 0
-        groups = [{"lr": recipe.lr, **group} for group in task.parameter_groups()]
+        groups = [{"lr": recipe.lr, **group, "params": [*group["params"]]} for group in task.parameter_groups()]
         self.optimizer = task.optimizer([{**group, "peak": group["lr"]} for group in groups], recipe)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.step = self.samples = 0
