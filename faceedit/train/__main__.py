@@ -9,6 +9,7 @@ import sys
 STAGES = {
     "classifier": ("classifier", "the CelebA attribute classifier that labels generated faces"),
     "directions": ("fit_directions", "attribute directions fitted on labelled generated faces"),
+    "fit-directions": ("fit_directions_from_pictures", "a direction of your own, from tens of labelled pictures"),
     "frame": ("frame", "the network that finds a face's crop frame"),
     "encoder": ("encoder", "the encoder: picture to W+ and content maps"),
     "preview": ("preview", "the generator's early-exit image head"),
@@ -22,7 +23,7 @@ STAGES = {
 def usage() -> str:
     """Return the help text: one line a stage."""
     lines = ["usage: python -m faceedit.train STAGE [options]   (STAGE --help lists its options)", ""]
-    return "\n".join(lines + [f"  {stage:<11} {what}" for stage, (_, what) in STAGES.items()])
+    return "\n".join(lines + [f"  {stage:<15} {what}" for stage, (_, what) in STAGES.items()])
 
 
 def main(argv: list[str]) -> int:
