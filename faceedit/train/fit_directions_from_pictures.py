@@ -24,14 +24,12 @@ Source: the regression's role of the held attributes is that of InterFaceGAN's c
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import hashlib
 import json
-import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,94 +42,19 @@ from tqdm import tqdm
 from faceedit import hub
 from faceedit.directions import Directions
 from faceedit.editor import FaceEditor
-from faceedit.errors import FaceEditError, OutputExistsError, UnknownAttributeError, UsageError
+from faceedit.errors import FaceEditError, OutputExistsError, UsageError
 from faceedit.models.generator import Generator
 from faceedit.results import Inversion
 from faceedit.train.checkpoint import read_metadata, save_tensors
+from faceedit.train.labelled_pictures import draw, fold, list_pictures, read_labels
 
 LEAST = 8
 """Fewer usable pictures than this on a side are refused."""
 
-SUFFIXES = frozenset(".jpg .jpeg .png .webp .tif .tiff .avif .heic .heif .jp2 .bmp .ppm".split())
-YES = frozenset(("1", "yes", "true", "with", "y"))
-NO = frozenset(("0", "-1", "no", "false", "without", "n"))
 HOLD = ("smile", "age", "gender")  # what pictures sorted by anything tend to differ in as well
 THRESHOLDS = (0.0, 0.3, 0.5, 0.65)  # of step 3, as shares of the row that stands out most
 SCALES = (1.0, 2.0, 4.0)  # tried in step 5, in multiples of the difference of the codes
 _W_SAMPLES = 10_000
-
-
-# --- pictures and labels --------------------------------------------------------------------
-
-
-def list_pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder and below, sorted.
-
-    Raises:
-        UsageError: If there is no such folder, or no picture in it.
-    """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
-        raise UsageError(f"{str(folder)!r} is no folder with pictures: give one whose pictures are all of one side")
-    return found
-
-
-def read_labels(path: Path, attribute: str) -> dict[str, bool]:
-    """Read who has the attribute.
-
-    Two forms: a line ``name,label`` a picture, with or without a header, where a label is 1, yes,
-    true or with, or else 0, -1, no, false or without; or a table of several attributes, as CSV or
-    as CelebA's ``list_attr_celeba.txt`` (a count, the attributes, a line a picture).
-
-    Args:
-        path: The file.
-        attribute: Which column of a table; case, "-", "_" and spaces make no difference.
-
-    Returns:
-        File name to whether it has the attribute.
-
-    Raises:
-        UsageError: If the file is not there, a label is none of these, or no column has this name.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the label file {str(path)!r} cannot be read ({error})") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if lines and lines[0][1].strip().isdigit():
-        del lines[0]
-    rows = [(n, next(csv.reader([line])) if "," in line else line.split()) for n, line in lines]
-    rows = [(n, [cell.strip() for cell in cells]) for n, cells in rows]
-    if not rows:
-        raise UsageError(f"the label file {str(path)!r} is empty")
-    header, width = rows[0][1], len(rows[-1][1])
-    if header[-1].lower() not in YES | NO:
-        del rows[0]
-    column = 1
-    if width > 2:
-        names = [_fold(name) for name in header[-(width - 1) :]]
-        if _fold(attribute) not in names:
-            raise UnknownAttributeError(attribute, header[-(width - 1) :])
-        column = 1 + names.index(_fold(attribute))
-    labels = {}
-    for number, cells in rows:
-        label = cells[column].lower() if len(cells) == width > 1 else ""
-        if label not in YES | NO:
-            raise UsageError(
-                f"{str(path)!r}, line {number}: {','.join(cells)!r} is not a name and a label, such as 'a.jpg,1' or 'a.jpg,0'"
-            )
-        labels[cells[0]] = label in YES
-    return labels
-
-
-def _fold(name: str) -> str:
-    return name.strip().lower().replace("-", "_").replace(" ", "_")
-
-
-def draw(pictures: Sequence[Path], most: int, seed: int) -> list[Path]:
-    """At most so many of the pictures, by lot, in their order."""
-    chosen = set(random.Random(seed).sample(range(len(pictures)), min(most, len(pictures))))
-    return [picture for i, picture in enumerate(pictures) if i in chosen]
 
 
 # --- codes ----------------------------------------------------------------------------------
@@ -249,12 +172,14 @@ class Fit:
 
     Attributes:
         direction: ``(n_styles, dim)``; strength 1 closes the gap between the mean codes of both sides.
+        gap: Difference of the mean scores of both sides.
         threshold: The one of :data:`THRESHOLDS` that was chosen.
         auc, accuracy: On pictures left out of the fit, mean over repeated folds. The threshold was
             chosen on the same folds, which flatters them a little.
     """
 
     direction: Tensor
+    gap: float
     threshold: float
     auc: float
     accuracy: float
@@ -302,9 +227,11 @@ def fit(codes: Tensor, labels: Tensor, held: Tensor, metric: Tensor, seed: int =
     best = max(means, key=lambda threshold: means[threshold][0])
     raw, standing = raw_direction(codes, labels, held, metric)
     direction = finish(raw, standing, best, held, metric)
-    gap = score(codes[labels], direction, metric).mean() - score(codes[~labels], direction, metric).mean()
-    length = torch.einsum("rd,de,re->", direction, metric, direction)
-    return Fit((direction * gap / length).float(), best, *means[best][1:])
+    seen = score(codes, direction, metric)
+    # A step of t along the direction moves the score by t * length.
+    length = float(torch.einsum("rd,de,re->", direction, metric, direction))
+    step = float(seen[labels].mean() - seen[~labels].mean()) / length
+    return Fit((step * direction).float(), step**2 * length, best, *means[best][1:])
 
 
 def _folds(labels: Tensor, k: int, seed: int) -> Tensor:
@@ -411,7 +338,7 @@ def _sides(options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
 def _held(options: argparse.Namespace, own: Directions) -> tuple[str, ...]:
     """Own names of the attributes to hold."""
     if options.hold is None:
-        return tuple(name for name in HOLD if name in own.names and name not in map(_fold, (options.name, *options.alias)))
+        return tuple(name for name in HOLD if name in own.names and name not in map(fold, (options.name, *options.alias)))
     return () if options.hold == "none" else tuple(own.resolve(name) for name in options.hold.split(","))
 
 
@@ -437,10 +364,8 @@ def _run(options: argparse.Namespace) -> None:
     stack = torch.stack([directions.vectors[name] for name in held]) if held else torch.zeros(0, *directions.shape)
     metric = w_metric(editor.generator, options.seed)
     fitted = fit(found, labels, stack, metric, options.seed)
-    gap = float(score(found.double(), fitted.direction.double(), metric)[labels].mean()
-                - score(found.double(), fitted.direction.double(), metric)[~labels].mean())  # fmt: skip
-    probes = found[~labels][torch.randperm(len(lacking), generator=torch.Generator().manual_seed(options.seed))[:12]]
-    scale = calibrate(editor, probes, fitted.direction, gap, metric)
+    probes = found[~labels][torch.randperm(len(lacking), generator=torch.Generator().manual_seed(options.seed))[:8]]
+    scale = calibrate(editor, probes, fitted.direction, fitted.gap, metric)
     direction = scale * fitted.direction
     rows = (direction != 0).any(1).nonzero()[:, 0].tolist()
     say(f"{len(having)} pictures with {options.name}, {len(lacking)} without; {sum(map(len, sides)) - len(hashes)} skipped")
