@@ -197,7 +197,8 @@ def fit(codes: Tensor, labels: Tensor, held: Tensor, metric: Tensor, seed: int =
         repeats: Divisions into folds.
 
     Raises:
-        UsageError: If a side has fewer than :data:`LEAST` pictures.
+        UsageError: If a side has fewer than :data:`LEAST` pictures, or the held attributes are all that
+            the sides differ in.
     """
     have, lack = int(labels.sum()), int((~labels).sum())
     if min(have, lack) < LEAST:
@@ -230,6 +231,8 @@ def fit(codes: Tensor, labels: Tensor, held: Tensor, metric: Tensor, seed: int =
     seen = score(codes, direction, metric)
     # A step of t along the direction moves the score by t * length.
     length = float(torch.einsum("rd,de,re->", direction, metric, direction))
+    if length < 1e-9 * float(torch.einsum("rd,de,re->", raw, metric, raw)):
+        raise UsageError("nothing is left of the direction beside the held attributes: hold fewer (--hold)")
     step = float(seen[labels].mean() - seen[~labels].mean()) / length
     return Fit((step * direction).float(), step**2 * length, best, *means[best][1:])
 
@@ -258,11 +261,10 @@ def calibrate(editor: FaceEditor, codes: Tensor, direction: Tensor, gap: float, 
     """
     before, gains = 0.0, [0.0]
     for scale in tqdm((0.0, *SCALES), file=sys.stderr, desc="calibrating"):
-        pictures = editor.generator.preview((codes + scale * direction).to(editor.generator.mean_latent))
-        again = [
-            editor.invert((picture[None].float() / 2 + 0.5).clamp(0, 1).cpu(), aligned=True, reconstruct=False).latents
-            for picture in pictures
-        ]
+        again = []
+        for code in (codes + scale * direction).split(1):
+            picture = editor.generator.preview(code.to(editor.generator.mean_latent)).float().cpu()
+            again.append(editor.invert((picture / 2 + 0.5).clamp(0, 1), aligned=True, reconstruct=False).latents)
         mean = float(score(torch.stack(again).double(), direction.double(), metric).mean())
         if not scale:
             before = mean
@@ -338,7 +340,8 @@ def _sides(options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
 def _held(options: argparse.Namespace, own: Directions) -> tuple[str, ...]:
     """Own names of the attributes to hold."""
     if options.hold is None:
-        return tuple(name for name in HOLD if name in own.names and name not in map(fold, (options.name, *options.alias)))
+        mine = set(map(fold, (options.name, *options.alias)))
+        return tuple(name for name in HOLD if name in own.names and not mine & {name, *own.aliases[name]})
     return () if options.hold == "none" else tuple(own.resolve(name) for name in options.hold.split(","))
 
 

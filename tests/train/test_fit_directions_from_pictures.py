@@ -12,7 +12,18 @@ from faceedit.directions import Directions
 from faceedit.errors import UsageError
 from faceedit.train.__main__ import main
 from faceedit.train.checkpoint import read_metadata
-from faceedit.train.fit_directions_from_pictures import LEAST, calibrate, finish, fit, raw_direction, score, w_metric
+from faceedit.train.fit_directions_from_pictures import (
+    HOLD,
+    LEAST,
+    _held,
+    _parser,
+    calibrate,
+    finish,
+    fit,
+    raw_direction,
+    score,
+    w_metric,
+)
 
 # A world of codes
 
@@ -56,6 +67,13 @@ def test_what_the_sides_differ_in_besides_is_held():
     assert abs(cosine(held.direction, AGE[0])) < 1e-6
     assert cosine(free.direction, AGE[0]) > 0.3
     assert cosine(held.direction, TRUTH) > 0.85 > cosine(free.direction, TRUTH)
+
+
+def test_a_direction_that_holding_uses_up_is_refused():
+    codes, labels = world()
+    axes = torch.eye(ROWS * DIM, dtype=torch.float64).view(-1, ROWS, DIM)
+    with pytest.raises(UsageError, match="hold fewer"):
+        fit(codes, labels, axes, METRIC)
 
 
 def test_strength_1_closes_the_gap_between_the_sides():
@@ -125,6 +143,14 @@ def test_calibration_goes_through_the_picture():
 
 
 # The stage
+
+
+def test_an_attributes_own_names_are_not_held():
+    own = make_editor().directions
+    for given, held in ((["--name", "hat"], HOLD), (["--name", "Smiling"], HOLD[1:]), (["--name", "x", "--alias", "old"], HOLD[::2]),
+                        (["--name", "hat", "--hold", "none"], ()), (["--name", "hat", "--hold", "male,beard"], ("gender", "beard"))):  # fmt: skip
+        assert _held(_parser().parse_args([*given, "--out", "x"]), own) == held
+
 
 
 @pytest.fixture(scope="module")
