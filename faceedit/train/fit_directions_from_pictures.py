@@ -9,9 +9,7 @@
 3. Shrink each row towards zero by how little it stands out from chance (a positive-part James-Stein
    estimate); how much must stand out is chosen by cross-validation. Rows that do not are exactly zero.
 4. Take out what is left along the held attributes.
-5. Scale: faces of the "without" pictures, edited at strength 1, drawn and inverted again, score on
-   average as the "with" pictures do. (Encoders pull faces towards the mean, so that differences
-   of their codes are too short; going through the picture makes up for that.)
+5. Scale: strength 1 moves the mean score of the "without" pictures to that of the "with" pictures.
 
 Codes are compared by <a, b> = a' C^-1/2 b, C the covariance of W, known from thousands of samples of
 the mapping network. C^-1, the usual choice, needs more pictures than anybody labels: it lives on
@@ -53,7 +51,6 @@ LEAST = 8
 
 HOLD = ("smile", "age", "gender")  # what pictures sorted by anything tend to differ in as well
 THRESHOLDS = (0.0, 0.3, 0.5, 0.65)  # of step 3, as shares of the row that stands out most
-SCALES = (1.0, 2.0, 4.0)  # tried in step 5, in multiples of the difference of the codes
 _W_SAMPLES = 10_000
 
 
@@ -171,15 +168,13 @@ class Fit:
     """A direction and how well it tells the two sides apart.
 
     Attributes:
-        direction: ``(n_styles, dim)``; strength 1 closes the gap between the mean codes of both sides.
-        gap: Difference of the mean scores of both sides.
+        direction: ``(n_styles, dim)``; strength 1 closes the gap between the mean scores of both sides.
         threshold: The one of :data:`THRESHOLDS` that was chosen.
         auc, accuracy: On pictures left out of the fit, mean over repeated folds. The threshold was
             chosen on the same folds, which flatters them a little.
     """
 
     direction: Tensor
-    gap: float
     threshold: float
     auc: float
     accuracy: float
@@ -234,7 +229,7 @@ def fit(codes: Tensor, labels: Tensor, held: Tensor, metric: Tensor, seed: int =
     if length < 1e-9 * float(torch.einsum("rd,de,re->", raw, metric, raw)):
         raise UsageError("nothing is left of the direction beside the held attributes: hold fewer (--hold)")
     step = float(seen[labels].mean() - seen[~labels].mean()) / length
-    return Fit((step * direction).float(), step**2 * length, best, *means[best][1:])
+    return Fit((step * direction).float(), best, *means[best][1:])
 
 
 def _folds(labels: Tensor, k: int, seed: int) -> Tensor:
@@ -244,36 +239,6 @@ def _folds(labels: Tensor, k: int, seed: int) -> Tensor:
         rows = side.nonzero()[:, 0]
         fold[rows[torch.randperm(len(rows), generator=lots)]] = torch.arange(len(rows)) % k
     return fold
-
-
-def calibrate(editor: FaceEditor, codes: Tensor, direction: Tensor, gap: float, metric: Tensor) -> float:
-    """Multiple of the direction that closes the gap in what is seen of the edited faces.
-
-    Args:
-        editor: Draws and inverts.
-        codes: ``(n, n_styles, dim)`` of pictures without the attribute.
-        direction: ``(n_styles, dim)``.
-        gap: Difference of both sides' mean scores.
-        metric: From :func:`w_metric`.
-
-    Returns:
-        The multiple, linear between :data:`SCALES`, and at most the last of them.
-    """
-    before, gains = 0.0, [0.0]
-    for scale in tqdm((0.0, *SCALES), file=sys.stderr, desc="calibrating"):
-        again = []
-        for code in (codes + scale * direction).split(1):
-            picture = editor.generator.preview(code.to(editor.generator.mean_latent)).float().cpu()
-            again.append(editor.invert((picture / 2 + 0.5).clamp(0, 1), aligned=True, reconstruct=False).latents)
-        mean = float(score(torch.stack(again).double(), direction.double(), metric).mean())
-        if not scale:
-            before = mean
-            continue
-        gains.append(mean - before)
-        if gains[-1] >= gap:
-            low, high = (0.0, *SCALES)[len(gains) - 2 : len(gains)]
-            return low + (high - low) * (gap - gains[-2]) / (gains[-1] - gains[-2])
-    return SCALES[-1]
 
 
 def draw_sheet(editor: FaceEditor, name: str, path: Path, seed: int, faces: int = 6, size: int = 192) -> None:
@@ -367,18 +332,14 @@ def _run(options: argparse.Namespace) -> None:
     stack = torch.stack([directions.vectors[name] for name in held]) if held else torch.zeros(0, *directions.shape)
     metric = w_metric(editor.generator, options.seed)
     fitted = fit(found, labels, stack, metric, options.seed)
-    probes = found[~labels][torch.randperm(len(lacking), generator=torch.Generator().manual_seed(options.seed))[:8]]
-    scale = calibrate(editor, probes, fitted.direction, fitted.gap, metric)
-    direction = scale * fitted.direction
+    direction = fitted.direction
     rows = (direction != 0).any(1).nonzero()[:, 0].tolist()
     say(f"{len(having)} pictures with {options.name}, {len(lacking)} without; {sum(map(len, sides)) - len(hashes)} skipped")
     say(f"left-out pictures are told apart with AUC {fitted.auc:.3f}, accuracy {fitted.accuracy:.3f}")
-    say(f"rows {', '.join(map(str, rows))} of {directions.shape[0]}; held: {', '.join(held) or 'nothing'}; scale {scale:.2f}")
+    say(f"rows {', '.join(map(str, rows))} of {directions.shape[0]}; held: {', '.join(held) or 'nothing'}")
     if fitted.auc < 0.65:
         say("the codes hardly tell the two sides apart: look at the edits before you trust this direction; "
             "more pictures, or clearer ones, help most")  # fmt: skip
-    if scale == SCALES[-1]:
-        say("strength 1 is weaker than the difference of the pictures: edited faces did not come as far")
     success = {
         "pictures_with": len(having), "pictures_without": len(lacking),
         "left_out_auc": round(fitted.auc, 4), "left_out_accuracy": round(fitted.accuracy, 4),
@@ -388,7 +349,7 @@ def _run(options: argparse.Namespace) -> None:
         licence=options.licence, descriptions={options.name: options.description}, success={options.name: success},
         generator=editor.config.generator.name,
     )  # fmt: skip
-    recipe = {"stage": "fit-directions", "held": held, "threshold": fitted.threshold, "scale": scale, "seed": options.seed,
+    recipe = {"stage": "fit-directions", "held": held, "threshold": fitted.threshold, "seed": options.seed,
               "steps": options.steps, "aligned": options.aligned, "checkpoint_sha256": stamp}  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
     mine.save(options.out, source=json.dumps(recipe))
