@@ -14,6 +14,7 @@ from tiny_editor import make_editor, photo
 import faceedit.faces
 from faceedit import FaceEditor, cli, errors
 from faceedit.cli import commands
+from faceedit.directions import Directions
 from faceedit.faces import Face
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.train import __main__ as train
@@ -56,6 +57,7 @@ def desk(tmp_path, monkeypatch):
     found = [Face((20.0, 30.0, 50.0, 62.0), 1.0), Face((80.0, 25.0, 104.0, 50.0), 1.0)]
     monkeypatch.setattr(faceedit.faces, "detect", lambda pixels: found)
     editor, signature = make_editor(), inspect.signature(FaceEditor.from_pretrained)
+    Directions({"bangs": torch.ones(editor.directions.shape)}).save(tmp_path / "bangs.safetensors")
 
     def from_pretrained(*args, **options):
         signature.bind(*args, **options)
