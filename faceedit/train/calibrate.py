@@ -27,7 +27,6 @@ from faceedit.errors import DataError
 from faceedit.models.generator import Generator
 from faceedit.train.attributes import ATTRIBUTES, Attribute
 from faceedit.train.checkpoint import load_generator
-from faceedit.train.classifier import AttributeClassifier
 from faceedit.train.config import Count, Device, Fraction, Positive, Seed, Whole, read_recipe
 from faceedit.train.style_faces import Classifiers
 from faceedit.train.synthetic import mixed_latents
@@ -57,7 +56,7 @@ class CalibrateRecipe:
     fewest: Count = 8  # with fewer that have the attribute, only one way is calibrated
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.4, 2.0, 2.8, 4.0)  # tried, of the learned length
     seed: Seed = 3  # of the faces
-    device: Device = "cpu"
+    device: Device = "auto"  # auto: cuda, else mps, else cpu
     threads: Whole = 0  # CPU threads; 0 leaves PyTorch's choice
 
 
@@ -90,14 +89,11 @@ def scores(
     generator: Generator, classifiers: Classifiers, attribute: Attribute, codes: Tensor, direction: Tensor,
     scales: Sequence[float],
 ) -> Tensor:
-    """The attribute's score of each face moved by each scale ``(len(scales), n)``.
-
-    Faces that all have turned at a scale are not drawn at the larger ones.
-    """
+    """The attribute's score of each face ``(n, n_styles, dim)`` moved by each scale: ``(len(scales), n)``."""
     rows = []
     for scale in scales:
-        pictures = torch.cat([generator.preview(c) for c in (codes + scale * direction).bfloat16().split(1)]).float()
-        rows.append(attribute.score(classifiers(pictures), classifiers.names))
+        logits = [classifiers(generator.preview(c)) for c in (codes + scale * direction).to(generator.mean_latent).split(1)]
+        rows.append(attribute.score(torch.cat(logits).cpu(), classifiers.names))
     return torch.stack(rows)
 
 
@@ -109,7 +105,8 @@ def calibrate(
     Raises:
         DataError: No scale turns the share of an attribute's faces.
     """
-    logits = torch.cat([classifiers(generator.preview(c).float()) for c in tqdm(codes.bfloat16().split(1), desc="faces", mininterval=5)])
+    bar = tqdm(codes.to(generator.mean_latent).split(1), desc="faces", mininterval=5)
+    logits = torch.cat([classifiers(generator.preview(code)) for code in bar]).cpu()
     scaled, ranges = {}, {}
     for name, direction in vectors.items():
         attribute, ends, steps = ATTRIBUTES[name], [], []
@@ -138,15 +135,18 @@ def calibrate(
 def main(argv: list[str]) -> int:
     """Command line entry; see the module's docstring."""
     recipe = read_recipe(CalibrateRecipe, argv, "calibrate", __doc__)
-    begin(recipe)
+    device = begin(recipe)
     mapper = load_generator(recipe.generator)
-    generator = copy.deepcopy(mapper).bfloat16().to(memory_format=torch.channels_last)
-    classifiers = Classifiers([AttributeClassifier.load(path) for path in recipe.classifiers])
+    generator = copy.deepcopy(mapper).to(device, torch.bfloat16, memory_format=torch.channels_last)
+    classifiers = Classifiers.load(recipe.classifiers).to(device)
     codes = mixed_latents(mapper, recipe.faces, seed=recipe.seed, truncation=(0.6, 1.0), mixing=0.0)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad():
         scaled, ranges = calibrate(generator, classifiers, load_file(recipe.directions), codes, recipe)
-    aliases = {name: ATTRIBUTES[name].aliases for name in scaled}
-    directions = Directions(scaled, aliases=aliases, ranges=ranges, licence=LICENCE)
+    directions = Directions(
+        scaled, ranges=ranges, licence=LICENCE, generator="mobile_stylegan",
+        aliases={name: ATTRIBUTES[name].aliases for name in scaled},
+        descriptions={name: ATTRIBUTES[name].description for name in scaled},
+    )  # fmt: skip
     recipe.out.parent.mkdir(parents=True, exist_ok=True)
     source = {"share": recipe.share, "faces": recipe.faces, "seed": recipe.seed}
     directions.save(recipe.out, source=json.dumps(source))
