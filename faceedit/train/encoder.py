@@ -38,7 +38,7 @@ from faceedit.models.generator import Generator
 from faceedit.train.checkpoint import load_generator, load_state, save_state, save_tensors
 from faceedit.train.classifier import read_imagenet
 from faceedit.train.crops import MARGIN
-from faceedit.train.identity import DlibFaceNet, identity_chip, load_identity
+from faceedit.train.identity import IdentityNet, load_identity
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.synthetic import mixed_latents
 
@@ -142,7 +142,7 @@ class Judges:
 
     generator: Generator
     lpips: LPIPS
-    identity: DlibFaceNet | None
+    identity: IdentityNet | None
 
     def render(self, codes: Tensor) -> Tensor:
         """Previews ``(B, 3, 256, 256)``, one code at a time: one face's maps stay in the cache."""
@@ -158,8 +158,8 @@ class Judges:
         }
         if self.identity is not None:
             with torch.no_grad():
-                person = self.identity.centred(identity_chip(targets))
-            found["id"] = (1 - (self.identity.centred(identity_chip(pictures.float())) * person).sum(1)).mean().float()
+                person = self.identity.describe(targets)
+            found["id"] = (1 - (self.identity.describe(pictures.float()) * person).sum(1)).mean().float()
         return found
 
 
@@ -176,6 +176,11 @@ class Trainer:
         self.average = copy.deepcopy(encoder)
         for part in (encoder.trunk.stem, *encoder.trunk.stages[: recipe.frozen_stages]):
             part.requires_grad_(False)
+        # Depthwise kernels keep their ImageNet weights too: on a CPU their gradients alone would take
+        # half of the encoder's backward pass.
+        for part in encoder.trunk.modules():
+            if isinstance(part, nn.Conv2d) and part.groups > 1:
+                part.requires_grad_(False)
         trunk = [p for p in encoder.trunk.parameters() if p.requires_grad]
         rest = [p for name, p in encoder.named_parameters() if not name.startswith("trunk.")]
         self.optimizer = torch.optim.Adam(
