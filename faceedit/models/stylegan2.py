@@ -228,7 +228,9 @@ class StyleGAN2(Generator):
     def preview(self, latents: Tensor, hook: LevelHook | None = None, noise: Sequence[Tensor] | None = None) -> Tensor:
         """``(B, 3, S, S)``: the sum of the images up to 256 px, or up to half the resolution.
 
-        The rows of W+ that only finer levels read do not reach it.
+        The rows of W+ that only finer levels read do not reach it, nor does what the finer image
+        heads add, which need not be detail alone (figure 8 of the paper): it is what the network
+        has drawn so far, not the picture reduced.
         """
         return self._walk(latents, hook, noise, self.preview_level)
 
