@@ -22,11 +22,13 @@ from faceedit.directions import Directions
 from faceedit.errors import CheckpointError, ConfigError, FaceSelectionError, NoFaceError, UsageError
 from faceedit.faces import Face, FaceChoice
 from faceedit.images import ImageSource, Picture
+from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.encoder import Encoder
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.generator import Generator
 from faceedit.models.mobile_stylegan import MobileStyleGAN
+from faceedit.models.psp_encoder import GradualStyleEncoder
 from faceedit.results import EditedFace, EditResult, Inversion
 
 __all__ = ["FaceEditor"]
@@ -35,7 +37,11 @@ Progress = Callable[[int, int, float], None]
 """Called as ``progress(step, steps, loss)`` after every refinement step."""
 
 _GENERATORS: Mapping[str, type[Generator]] = {"mobile_stylegan": MobileStyleGAN}
-_ENCODERS: Mapping[str, type[Encoder]] = {"efficientnet_lite": EfficientNetEncoder}
+_ENCODERS: Mapping[str, type[Encoder]] = {
+    "efficientnet_lite": EfficientNetEncoder,
+    "psp": GradualStyleEncoder,
+    "e4e": Encoder4Editing,
+}
 
 _Found = tuple[Picture, Union[CropFrame, None], Union[Face, None]]
 """A face that was found: its picture, its frame (None: the whole picture) and its detection."""

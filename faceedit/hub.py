@@ -281,7 +281,12 @@ def _storable(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.contiguous().clone()
 
 
-def load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+def load_module(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    prefix: str = "",
+    advice: str = "Its config.json and model.safetensors must come from the same save.",
+) -> None:
     """Fill a module's parameters and buffers, all of them, and use up all that is meant for it.
 
     Args:
@@ -289,6 +294,7 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = 
         tensors: of the whole checkpoint, by name.
         prefix: the module's tensors are those named ``prefix.<key of module.state_dict()>``; ""
             takes all tensors.
+        advice: the last sentence of the error's message: what to do.
 
     Raises:
         CheckpointError: a key is missing, left over or of another shape. The module is unchanged.
@@ -310,8 +316,7 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = 
     ]
     if complaints:
         raise CheckpointError(
-            f"The checkpoint does not fit {type(module).__name__}. {'; '.join(complaints)}. Its "
-            "config.json and model.safetensors must come from the same save."
+            f"The checkpoint does not fit {type(module).__name__}. {'; '.join(complaints)}. {advice}"
         )
     module.load_state_dict(given)
 

@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "faceedit"
 
 # A module imports only lower ranks. What is not listed stands with the branches and generators.
-MODEL_RANKS = {"ops": 0, "layers": 1, "efficientnet_lite": 1, "efficientnet_encoder": 3, "fusion": 3}
+MODEL_RANKS = {
+    "ops": 0, "layers": 1, "efficientnet_lite": 1, "ir_se50": 1,
+    "efficientnet_encoder": 3, "psp_encoder": 3, "e4e_encoder": 4, "fusion": 3,
+}  # fmt: skip
 MODEL_MIDDLE = 2
 # An interface, which its implementations of the same rank import.
 MODEL_INTERFACES = {"faceedit.models.generator", "faceedit.models.encoder"}

@@ -38,7 +38,7 @@ from faceedit.models.generator import Generator
 from faceedit.train.checkpoint import load_generator, load_state, save_state, save_tensors
 from faceedit.train.classifier import read_imagenet
 from faceedit.train.crops import MARGIN
-from faceedit.train.identity import DlibFaceNet, identity_chip, load_identity
+from faceedit.train.identity import IdentityNet, load_identity
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.synthetic import mixed_latents
 
@@ -142,7 +142,7 @@ class Judges:
 
     generator: Generator
     lpips: LPIPS
-    identity: DlibFaceNet | None
+    identity: IdentityNet | None
 
     def render(self, codes: Tensor) -> Tensor:
         """Previews ``(B, 3, 256, 256)``, one code at a time: one face's maps stay in the cache."""
@@ -158,8 +158,8 @@ class Judges:
         }
         if self.identity is not None:
             with torch.no_grad():
-                person = self.identity.centred(identity_chip(targets))
-            found["id"] = (1 - (self.identity.centred(identity_chip(pictures.float())) * person).sum(1)).mean().float()
+                person = self.identity.describe(targets)
+            found["id"] = (1 - (self.identity.describe(pictures.float()) * person).sum(1)).mean().float()
         return found
 
 

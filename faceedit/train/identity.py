@@ -11,6 +11,7 @@ import argparse
 import json
 import tarfile
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from faceedit.train.arcface import ArcFace
 from faceedit.train.checkpoint import save_tensors
 
-__all__ = ["CHIP_SIZE", "DlibFaceNet", "identity_chip", "identity_loss", "load_identity", "main"]
+__all__ = ["CHIP_SIZE", "DlibFaceNet", "IdentityNet", "identity_chip", "identity_loss", "load_identity", "main"]
 
 CHIP_SIZE = 150
 
@@ -50,6 +52,18 @@ _BLOCKS = (
     ("conv256_2", 256, 256, False),
     ("conv256_down_out", 256, 256, True),
 )
+
+
+class IdentityNet(Protocol):
+    """A frozen judge of who is seen: :class:`DlibFaceNet`, or :class:`ArcFace`."""
+
+    def describe(self, aligned: Tensor) -> Tensor:
+        """Unit vectors ``(B, D)``, float32, of FFHQ-aligned faces ``(B, 3, R, R)`` in [-1, 1].
+
+        The dot product of two is near 0 for strangers and near 1 for one person. Gradients flow to
+        the pictures.
+        """
+        ...
 
 
 class _Block(nn.Module):
@@ -126,6 +140,10 @@ class DlibFaceNet(nn.Module):
         """Unit vectors ``(B, 128)``, float32: descriptor minus ``mean``. Their dot product is the ID."""
         return F.normalize(self(chips).float() - self.mean, dim=1)
 
+    def describe(self, aligned: Tensor) -> Tensor:
+        """See :meth:`IdentityNet.describe`."""
+        return self.centred(identity_chip(aligned))
+
 
 def identity_chip(aligned: Tensor) -> Tensor:
     """Cut dlib's chip out of FFHQ-aligned faces, by one fixed resampling.
@@ -139,27 +157,31 @@ def identity_chip(aligned: Tensor) -> Tensor:
     return _cut((aligned.float().clamp(-1, 1) + 1) / 2, _FFHQ_BOX)
 
 
-def identity_loss(network: DlibFaceNet, a: Tensor, b: Tensor) -> Tensor:
-    """How far two faces are from being one person: 1 - centred cosine of their descriptors.
+def identity_loss(network: IdentityNet, a: Tensor, b: Tensor) -> Tensor:
+    """How far two faces are from being one person: 1 - cosine of their descriptors.
 
     Args:
-        network: With ``mean`` measured, as from :func:`load_identity`.
+        network: As from :func:`load_identity`; dlib's with ``mean`` measured.
         a: FFHQ-aligned ``(B, 3, R, R)`` in [-1, 1].
         b: The same; the resolutions may differ.
 
     A target that is used again can be kept instead: the loss is 1 minus the dot product of two
-    ``network.centred(identity_chip(...))``.
+    ``network.describe(...)``.
 
     Returns:
-        ``(B,)`` in [0, 2]; the same person in two photographs about .1, strangers about .9.
+        ``(B,)`` in [0, 2]; with dlib's network, the same person in two photographs about .1,
+        strangers about .9.
     """
-    return 1 - (network.centred(identity_chip(a)) * network.centred(identity_chip(b))).sum(1)
+    return 1 - (network.describe(a) * network.describe(b)).sum(1)
 
 
-def load_identity(path: str | Path) -> DlibFaceNet:
-    """The frozen network, ``mean`` included, from the safetensors file that :func:`main` writes."""
+def load_identity(path: str | Path) -> DlibFaceNet | ArcFace:
+    """The frozen judge in a safetensors file: dlib's, from :func:`main`, or ArcFace, converted."""
+    tensors = load_file(str(path))
+    if "output_layer.3.weight" in tensors:
+        return ArcFace.from_tensors(tensors)
     network = DlibFaceNet()
-    network.load_state_dict(load_file(str(path)))
+    network.load_state_dict(tensors)
     return network.eval()
 
 
