@@ -263,14 +263,17 @@ class Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise ConversionError(f"it sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2]):
-            # Hashing a tuple would recurse into it as deep as the file likes.
-            if not isinstance(key, (str, int, float, type(None))):
-                raise ConversionError(f"it has a dictionary whose key is a {type(key).__name__}")
-            target[key] = value
+            target[_hashable(key)] = value
 
     def _set_item(self, _: None) -> None:
         value, key = self._stack.pop(), self._stack.pop()
         self._set_items([key, value])
+
+    def _add_items(self, _: None) -> None:
+        items = self._since_mark()
+        if type(self._stack[-1]) is not set:
+            raise ConversionError(f"it adds items to a {type(self._stack[-1]).__name__}")
+        self._stack[-1].update(map(_hashable, items))
 
     def _put(self, index: int) -> None:
         self._memo[index] = self._stack[-1]
@@ -351,6 +354,11 @@ class Machine:
             self._stack.pop()
         return made
 
+    def _set(self, items: Any = ()) -> set[Any]:
+        if type(items) not in (list, tuple):
+            raise ConversionError("a set is made from something other than a list")
+        return set(map(_hashable, items))
+
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
         if not isinstance(storage, Storage):
             raise ConversionError("a tensor is built on something that is no storage")
@@ -413,6 +421,13 @@ class Machine:
         return Record(meta["class_name"], state)
 
 
+def _hashable(key: Any) -> str | int | float | None:
+    """A key of a dictionary or set. Hashing a tuple would recurse into it as deep as the file likes."""
+    if not isinstance(key, (str, int, float, type(None))):
+        raise ConversionError(f"it has a dictionary or set with a {type(key).__name__} as key")
+    return key
+
+
 def _is_storage_class(name: str) -> bool:
     module, _, kind = name.rpartition(".")
     return module in ("torch", "torch.cuda", "torch.storage") and kind in _STORAGE_DTYPES
@@ -442,6 +457,8 @@ _CLASSES: Mapping[str, Callable[[], dict[Any, Any]]] = {
 
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": Machine._ordered_dict,
+    "builtins.set": Machine._set,
+    "__builtin__.set": Machine._set,
     "torch._utils._rebuild_tensor": Machine._tensor,
     "torch._utils._rebuild_tensor_v2": Machine._tensor,
     "torch._utils._rebuild_parameter": Machine._parameter,
@@ -471,6 +488,8 @@ _STEPS: Mapping[str, Callable[[Machine, Any], None]] = {
     "NEWFALSE": lambda m, _: m._stack.append(False),
     "EMPTY_LIST": lambda m, _: m._stack.append([]),
     "EMPTY_DICT": lambda m, _: m._stack.append({}),
+    "EMPTY_SET": lambda m, _: m._stack.append(set()),
+    "ADDITEMS": Machine._add_items,
     "EMPTY_TUPLE": lambda m, _: m._stack.append(()),
     "MARK": Machine._mark,
     "POP": Machine._pop,
