@@ -29,6 +29,7 @@ from faceedit.models.frame_net import FrameNet
 from faceedit.models.generator import Generator
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
+from faceedit.models.stylegan2 import StyleGAN2
 from faceedit.results import EditedFace, EditResult, Inversion
 
 __all__ = ["FaceEditor"]
@@ -36,7 +37,7 @@ __all__ = ["FaceEditor"]
 Progress = Callable[[int, int, float], None]
 """Called as ``progress(step, steps, loss)`` after every refinement step."""
 
-_GENERATORS: Mapping[str, type[Generator]] = {"mobile_stylegan": MobileStyleGAN}
+_GENERATORS: Mapping[str, type[Generator]] = {"mobile_stylegan": MobileStyleGAN, "stylegan2": StyleGAN2}
 _ENCODERS: Mapping[str, type[Encoder]] = {
     "efficientnet_lite": EfficientNetEncoder,
     "psp": GradualStyleEncoder,

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from faceedit.convert import directions, stylespace, unpickle
-from faceedit.convert.pickle_machine import Record
+from faceedit.convert.builders import Record
 from faceedit.errors import CheckpointNotFoundError, ConversionError, UsageError
 
 __all__ = ["DIRECTIONS", "FORMATS", "GENERATORS", "Source", "recognise"]

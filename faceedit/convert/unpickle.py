@@ -1,7 +1,7 @@
 """Read other people's checkpoints without running anything that is in them.
 
 PyTorch's zip and legacy files, NVIDIA's pickles, plain pickles of arrays, ``.npy`` and ``.npz``.
-What pickles may build is in `faceedit.convert.pickle_machine`. Sizes in headers are held against
+What pickles may build is in `faceedit.convert.builders`. Sizes in headers are held against
 the file's own size before anything is allocated.
 """
 
@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from faceedit.convert.pickle_machine import Fields, Machine, Record, Storage, Storages
+from faceedit.convert.builders import Fields, Record, Storage, Storages
+from faceedit.convert.pickle_machine import Machine
 from faceedit.errors import CheckpointNotFoundError, ConversionError
 
 __all__ = ["Fields", "Record", "read"]
@@ -145,7 +146,7 @@ def _read_array(file: BinaryIO, size: int) -> np.ndarray:
 
 def _read_pickles(file: BinaryIO, size: int) -> Any:
     first = Machine(file, load_bytes=_read_storage).run()
-    if first == _LEGACY_MAGIC if isinstance(first, int) else False:
+    if type(first) is int and first == _LEGACY_MAGIC:
         return _read_legacy(file, size)
     _require_end(file, size)
     return first
@@ -154,7 +155,8 @@ def _read_pickles(file: BinaryIO, size: int) -> Any:
 def _read_storage(data: bytes) -> Storage:
     """The one storage of a legacy file inside a pickle, as `torch.storage._load_from_bytes` would."""
     file = io.BytesIO(data)
-    if Machine(file).run() != _LEGACY_MAGIC:
+    magic = Machine(file).run()
+    if type(magic) is not int or magic != _LEGACY_MAGIC:
         raise ConversionError("a tensor's numbers are in no legacy PyTorch file")
     storage = _read_legacy(file, len(data))
     if not isinstance(storage, Storage):
