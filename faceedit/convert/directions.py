@@ -25,7 +25,7 @@ from torch import Tensor
 from faceedit.convert import unpickle
 from faceedit.errors import ConversionError, UsageError
 
-__all__ = ["Request", "array_of", "is_boundary", "is_components", "is_latents", "offset", "parse"]
+__all__ = ["Request", "array_of", "is_boundary", "is_components", "is_latents", "offset", "parse", "stylegan2_rows", "translated"]
 
 _BOUNDARY_LENGTH = 3.0
 _OPTIONS = ("component", "rows", "step", "minus")
@@ -93,16 +93,16 @@ def _option(key: str, value: str, text: str) -> Any:
     raise UsageError(f"{text!r}: {key} must be {wanted[key]}, not {value!r}.")
 
 
-def offset(request: Request, content: Any) -> Tensor:
+def offset(request: Request, content: Any, n_rows: int) -> Tensor:
     """What strength 1.0 adds to a code of StyleGAN2, float32.
 
     Args:
         request: which of the file's directions, and how.
         content: of the file, from `faceedit.convert.unpickle.read`.
+        n_rows: how often a direction in W is repeated.
 
     Returns:
-        ``(n_styles, 512)`` in StyleGAN2's numbering of rows: as many as the file has, 18 for a
-        direction in W.
+        ``(n, 512)`` in StyleGAN2's numbering of rows: `n_rows`, or as many as the file has.
 
     Raises:
         ConversionError: the file holds no direction.
@@ -128,7 +128,7 @@ def offset(request: Request, content: Any) -> Tensor:
                 raise ConversionError(f"{where}: the boundary's normal is zero.")
             vector = vector * (_BOUNDARY_LENGTH / length)
     if len(vector) == 1:
-        vector = vector.expand(18, -1)
+        vector = vector.expand(n_rows, -1)
     vector = vector * request.step
     if request.rows is not None:
         first, last = request.rows

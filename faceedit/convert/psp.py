@@ -12,11 +12,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from faceedit.convert.stylegan2 import size_along
 from faceedit.errors import CheckpointError
 from faceedit.hub import load_module
 from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
+from faceedit.models.ir_se50 import WIDTHS
 from faceedit.models.psp_encoder import GradualStyleEncoder
 
 Kind = Literal["psp", "e4e"]
@@ -101,7 +103,7 @@ def encoder(
     """
     # Without memory at first: 270 million weights would be drawn at random only to be replaced.
     with torch.device("meta"):
-        network = _CLASSES[kind](n_styles)
+        network = _CLASSES[kind](n_styles, **sizes(tensors))
     network.to_empty(device="cpu")
     rows = latent_avg.reshape(-1, latent_avg.shape[-1]) if latent_avg.ndim else latent_avg.reshape(1, 1)
     if rows.shape not in ((1, network.style_dim), (n_styles, network.style_dim)):
@@ -117,6 +119,24 @@ def encoder(
         "Only pSp and e4e encoders with an IR-SE50 body, RGB input and W+ output can be converted.",
     )  # fmt: skip
     return network.eval()
+
+
+def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments of the encoder, told by most of the tensors that they shape; none where that fails."""
+    blocks = sorted({int(key.split(".")[1]) for key in tensors if key.startswith("body.")})
+    starts = [i for i in blocks if i == 0 or any(key.startswith(f"body.{i}.shortcut_layer.") for key in tensors)]
+    if len(starts) != len(WIDTHS):
+        return {}
+    ends = [*starts[1:], blocks[-1] + 1]
+    units = [end - start for start, end in zip(starts, ends)]
+    norms = ("weight", "bias", "running_mean", "running_var")
+    widths = [
+        size_along(tensors, [(f"body.{i}.res_layer.4.{part}", 0) for i in range(start, end) for part in norms], "pSp")
+        for start, end in zip(starts, ends)
+    ]
+    dim = size_along(tensors, [(key, 0) for key in tensors if key.endswith(".linear.bias")], "pSp")
+    halvings = len({key.split(".")[3] for key in tensors if key.startswith("styles.0.convs.")})
+    return {"style_dim": dim, "input_size": 16 * 2**halvings, "widths": widths, "units": units}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from faceedit.convert import directions, stylespace, unpickle
 from faceedit.convert.builders import Record
 from faceedit.errors import CheckpointNotFoundError, ConversionError, UsageError
 
-__all__ = ["DIRECTIONS", "FORMATS", "GENERATORS", "Source", "recognise"]
+__all__ = ["DIRECTIONS", "ENCODERS", "FORMATS", "GENERATORS", "Source", "recognise"]
 
 FORMATS: Mapping[str, str] = {
     "rosinality": "StyleGAN2 in rosinality's layout, such as stylegan2-ffhq-config-f.pt",
@@ -33,11 +33,11 @@ FORMATS: Mapping[str, str] = {
 """Every format that is read, and what it is called in messages."""
 
 GENERATORS = ("rosinality", "nvidia", "psp", "e4e")
+ENCODERS = ("psp", "e4e")
 DIRECTIONS = ("interfacegan", "ganspace", "latents", "stylespace")
 
 _ROSINALITY = ("conv1.conv.weight", "to_rgb1.conv.weight", "style.1.weight")
 _ARCFACE = ("input_layer.0.weight", "body.0.res_layer.1.weight", "output_layer.3.weight")
-_ENCODERS = ("psp", "e4e")
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,18 @@ class Source:
 
     Attributes:
         path: where it is.
-        kind: which of `FORMATS`; a pSp or e4e file is "psp" unless it was said to be "e4e", and its
-            converter tells the two apart.
+        kind: which of `FORMATS`. pSp and e4e files look alike: it is "psp" for both, unless the
+            caller said which; `faceedit.convert.psp` tells them apart by their options.
         content: what it holds, as its converter takes it.
         sha256: of the file; "" for a folder.
+        said: the kind that the caller named, if any.
     """
 
     path: Path
     kind: str
     content: Any
     sha256: str
+    said: str | None = None
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -89,7 +91,7 @@ def recognise(path: str | os.PathLike[str], kind: str | None = None) -> Source:
     if found is None:
         known = "; ".join(FORMATS.values())
         raise ConversionError(f"{str(path)!r} holds {describe(content)}, which is none of the known formats: {known}.")
-    return Source(path, _agreed(found, kind, path), content, _sha256(path))
+    return Source(path, _agreed(found, kind, path), content, _sha256(path), kind)
 
 
 def _kind(content: Any) -> str | None:
@@ -117,7 +119,7 @@ def _has(content: Mapping[str, Any], names: Iterable[str]) -> bool:
 
 
 def _agreed(found: str, asked: str | None, path: Path) -> str:
-    if asked is None or found == asked or {found, asked} <= set(_ENCODERS):
+    if asked is None or found == asked or {found, asked} <= set(ENCODERS):
         return asked or found
     raise ConversionError(f"{str(path)!r} is {FORMATS[found]}, and it was said to be {FORMATS[asked]}.")
 
