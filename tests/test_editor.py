@@ -633,3 +633,49 @@ def test_the_frame_net_says_where_the_crop_lies(editor, found):
     assert isinstance(frame, CropFrame)
     assert x0 < frame.center[0] < x1 and y0 < frame.center[1] < y1
     assert frame.side == pytest.approx(1.75 * math.sqrt((x1 - x0) * (y1 - y0)))
+
+
+# Encoders of pSp and e4e, which answer once
+
+
+@pytest.fixture(scope="module", params=["psp", "e4e"])
+def other(request):
+    return make_editor(request.param)
+
+
+def test_an_encoder_that_answers_once_is_asked_once(other, found):
+    with counted(other) as counts:
+        inversion = other.invert(photo())
+    assert (counts.encoder, counts.full, counts.preview) == (1, 1, 0)
+    crop = inversion.crop[None] * 2 - 1
+    latents, features = other._encoder(crop)
+    torch.testing.assert_close(inversion.latents, latents[0], rtol=1e-4, atol=1e-4)
+    for kept, level in zip(inversion.features, features, strict=True):
+        torch.testing.assert_close(kept, level[0], rtol=1e-4, atol=1e-4)
+
+
+def test_its_inversions_are_edited_and_refined(other, found):
+    before = other.edit(photo())
+    after = other.edit(photo(), smile=1.0)
+    assert np.array_equal(before, photo()) and levels_apart(after, before) > 5
+    losses = []
+    other.invert(photo(), steps=12, progress=lambda step, steps, loss: losses.append(loss))
+    assert losses[-1] < losses[0]
+
+
+def test_it_is_saved_and_comes_back(other, found, tmp_path):
+    folder = other.save_pretrained(tmp_path / "checkpoint", dtype=torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+    again = FaceEditor.from_pretrained(folder)
+    assert type(again._encoder) is type(other._encoder)
+    assert config["encoder"]["name"] == again.config.encoder.name
+    assert np.array_equal(again.edit(photo(), smile=1.0), other.edit(photo(), smile=1.0))
+
+
+def test_encoder_options_that_do_not_fit_are_named(other, tmp_path):
+    folder = other.save_pretrained(tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    config["encoder"]["input_size"] = 48
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="input_size of a pSp or e4e encoder must be a power of two from 32, not 48"):
+        FaceEditor.from_pretrained(folder)

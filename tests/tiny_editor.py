@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from faceedit import FaceEditor
 from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
 from faceedit.directions import Directions
+from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
+from faceedit.models.encoder import Encoder
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.mobile_stylegan import MobileStyleGAN
+from faceedit.models.psp_encoder import GradualStyleEncoder
 
 SIZE, ROWS, DIM = 64, 8, 24
 RANGES = {
@@ -23,7 +26,24 @@ RANGES = {
 }
 
 
-def make_editor() -> FaceEditor:
+PSP_OPTIONS = {"widths": [16, 16, 16, 32], "units": [1, 1, 1, 1]}
+
+
+def make_encoder(name: str) -> tuple[Encoder, EncoderConfig]:
+    """An encoder of each kind that config.json may name, and what it says of it."""
+    if name == "efficientnet_lite":
+        encoder: Encoder = EfficientNetEncoder(ROWS, DIM, input_size=32, width=8, hidden=16)
+        torch.nn.init.normal_(encoder.to_base.weight, std=0.3)
+        torch.nn.init.normal_(encoder.to_offsets.weight, std=0.1)
+        return encoder, EncoderConfig(name, 32, {"width": 8, "hidden": 16})
+    kind = {"psp": GradualStyleEncoder, "e4e": Encoder4Editing}[name]
+    encoder = kind(ROWS, DIM, 32, **PSP_OPTIONS)
+    encoder.latent_mean.normal_(std=0.3)
+    encoder.latent_std.fill_(0.5)
+    return encoder, EncoderConfig(name, 32, PSP_OPTIONS)
+
+
+def make_editor(encoder_name: str = "efficientnet_lite") -> FaceEditor:
     """The editor; equal weights on every call."""
     torch.manual_seed(0)
     generator = MobileStyleGAN((16, 16, 16, 16), style_dim=DIM, preview_level=2)
@@ -32,16 +52,14 @@ def make_editor() -> FaceEditor:
             parameter.fill_(1.4)  # so that no level fades
     generator.head.weight.mul_(0.5)
     generator.preview_head.start_from(generator.levels[2:], generator.head)
-    encoder = EfficientNetEncoder(ROWS, DIM, input_size=32, width=8, hidden=16)
-    torch.nn.init.normal_(encoder.to_base.weight, std=0.3)
-    torch.nn.init.normal_(encoder.to_offsets.weight, std=0.1)
+    encoder, encoder_config = make_encoder(encoder_name)
     directions = Directions({name: 0.5 * torch.randn(ROWS, DIM) for name in RANGES}, ranges=RANGES)
     config = ModelConfig(
         generator=GeneratorConfig(
             "mobile_stylegan", SIZE, ROWS, DIM,
             {"channels": [16, 16, 16, 16], "style_dim": DIM, "preview_level": 2},
         ),
-        encoder=EncoderConfig("efficientnet_lite", 32, {"width": 8, "hidden": 16}),
+        encoder=encoder_config,
         crop=CropConfig(SIZE, {"size": 32}),
         attributes={
             name: AttributeInfo(directions.ranges[name], directions.aliases[name], description=name)

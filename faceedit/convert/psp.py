@@ -37,13 +37,13 @@ class Parts(NamedTuple):
     """What a checkpoint holds; names without ``encoder.`` and ``decoder.``.
 
     ``kind`` is "psp" or "e4e", the names of our encoders in config.json. ``latent_avg`` is
-    ``(512,)`` or ``(n_styles, 512)``, float32; zeros where codes do not start from a mean.
+    ``(512,)`` or ``(n_styles, 512)``, float32; None where codes do not start from a mean.
     """
 
     kind: Kind
     encoder: dict[str, Tensor]
     decoder: dict[str, Tensor]
-    latent_avg: Tensor
+    latent_avg: Tensor | None
 
 
 def split(checkpoint: Mapping[str, Any], kind: Kind | None = None) -> Parts:
@@ -84,7 +84,7 @@ def count_styles(tensors: Mapping[str, Tensor]) -> int:
 def encoder(
     kind: Kind,
     tensors: Mapping[str, Tensor],
-    latent_avg: Tensor,
+    latent_avg: Tensor | None,
     n_styles: int,
     latent_std: Tensor | None = None,
 ) -> Encoder:
@@ -93,7 +93,7 @@ def encoder(
     Args:
         kind: "psp" or "e4e".
         tensors: Official names, without ``encoder.``.
-        latent_avg: ``(512,)``, ``(1, 512)`` or ``(n_styles, 512)``; codes start from it.
+        latent_avg: ``(512,)``, ``(1, 512)`` or ``(n_styles, 512)``; codes start from it. None means from zero.
         n_styles: Rows of the generator's W+: 18 at 1024 pixels, 16 at 512, 14 at 256.
         latent_std: ``(512,)`` from :func:`latent_std`, the unit in which inversions are refined; None
             leaves it one.
@@ -105,14 +105,14 @@ def encoder(
     with torch.device("meta"):
         network = _CLASSES[kind](n_styles, **sizes(tensors))
     network.to_empty(device="cpu")
-    rows = latent_avg.reshape(-1, latent_avg.shape[-1]) if latent_avg.ndim else latent_avg.reshape(1, 1)
-    if rows.shape not in ((1, network.style_dim), (n_styles, network.style_dim)):
+    mean = torch.zeros(network.style_dim) if latent_avg is None else latent_avg.float()
+    if mean.shape not in ((network.style_dim,), (1, network.style_dim), (n_styles, network.style_dim)):
         raise CheckpointError(
-            f"latent_avg has shape {tuple(latent_avg.shape)} and must be ({network.style_dim},) or "
+            f"latent_avg has shape {tuple(mean.shape)} and must be ({network.style_dim},) or "
             f"({n_styles}, {network.style_dim})."
         )
     given = {f"encoder.{name}": tensor for name, tensor in tensors.items()}
-    given["encoder.latent_mean"] = rows.float().expand(n_styles, -1)
+    given["encoder.latent_mean"] = mean.expand(n_styles, -1)
     given["encoder.latent_std"] = torch.ones(network.style_dim) if latent_std is None else latent_std
     load_module(
         network, given, "encoder",
@@ -165,12 +165,12 @@ def _kind(checkpoint: Mapping[str, Any], opts: Mapping[str, Any]) -> Kind:
     )
 
 
-def _latent_avg(checkpoint: Mapping[str, Any], opts: Mapping[str, Any]) -> Tensor:
+def _latent_avg(checkpoint: Mapping[str, Any], opts: Mapping[str, Any]) -> Tensor | None:
     mean = checkpoint.get("latent_avg")
     if isinstance(mean, Tensor):
         return mean.float()
     if opts.get("start_from_latent_avg") is False:
-        return torch.zeros(512)
+        return None
     raise CheckpointError(
         "The checkpoint has no tensor latent_avg, the code that its encoder starts from: take one that was "
         "saved for inference, with start_from_latent_avg."
