@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,24 +16,27 @@ from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorC
 from faceedit.convert import card, directions, nvidia, psp, rosinality, stylespace
 from faceedit.convert.recognise import DIRECTIONS, ENCODERS, FORMATS, GENERATORS, Source
 from faceedit.directions import ALIASES, Directions
-from faceedit.errors import ConversionError, FaceEditError, UsageError
+from faceedit.errors import ConfigError, ConversionError, FaceEditError, UsageError
+from faceedit.models.generator import Generator
 from faceedit.models.ir_se50 import UNITS, WIDTHS
 from faceedit.models.layers import Mapping as MappingNetwork
+from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
 from faceedit.models.stylegan2 import StyleGAN2, table
 
-__all__ = ["Checkpoint", "Networks", "add_directions", "assemble", "networks"]
+__all__ = ["Checkpoint", "Networks", "add_directions", "assemble", "generator_of", "networks"]
 
 _PACKAGED = "faceedit default checkpoint"
 _UNTESTED = (-1.0, 1.0)
 _SAME_MAPPING = 0.02  # relative; the packaged mapping is stored in float16
+_GENERATORS: Mapping[str, type[Generator]] = {"stylegan2": StyleGAN2, "mobile_stylegan": MobileStyleGAN}
 
 
 @dataclass(frozen=True)
 class Networks:
     """What foreign files gave: a generator and, perhaps, an encoder for it, "psp" or "e4e"."""
 
-    generator: StyleGAN2
+    generator: Generator
     encoder: GradualStyleEncoder | None = None
     encoder_name: str = ""
     provenance: tuple[dict[str, Any], ...] = ()
@@ -40,12 +44,13 @@ class Networks:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `faceedit.hub.save_checkpoint` takes, and the networks themselves."""
+    """What `faceedit.hub.save_checkpoint` takes; for a look at it also the networks and the attributes to show."""
 
     config: ModelConfig
     tensors: dict[str, Tensor]
     card: str
-    networks: Networks | None = None
+    networks: Networks
+    shown: tuple[str, ...]
 
 
 def networks(source: Source, encoder_source: Source | None = None) -> Networks:
@@ -150,25 +155,27 @@ def assemble(
         licence=licence,
         provenance=[*made.provenance, packaged],
     )
-    if _shares_mapping(generator, default_tensors):
+    if mapping_distance(generator) <= _SAME_MAPPING:
         config, carried = _carry_directions(config, default_config, default_tensors, [r.name for r, _ in requests])
         tensors |= carried
     config, tensors = add_directions(config, tensors, requests, generator)
-    return Checkpoint(config, tensors, card.write(config), made)
+    return Checkpoint(config, tensors, card.write(config), made, tuple(config.attributes))
 
 
 def add_directions(
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
     requests: Sequence[tuple[directions.Request, Source]],
-    generator: StyleGAN2 | None,
+    generator: Generator,
+    licence: str = "",
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same checkpoint with more attributes.
 
     Args:
         config, tensors: of any of our checkpoints.
         requests: what to add, and the files that it is from.
-        generator: the checkpoint's, where it is StyleGAN2; StyleSpace needs it.
+        generator: the checkpoint's.
+        licence: of the directions; "" means that of the checkpoint.
 
     Raises:
         ConversionError: a file holds no direction, or one that does not fit the generator.
@@ -185,11 +192,27 @@ def add_directions(
         tensors |= made.to_tensors()
         attributes[name] = AttributeInfo(
             range=_UNTESTED,
+            licence=licence,
             aliases=tuple(alias for alias in ALIASES.get(name, ()) if alias not in taken),
             description=f"{FORMATS[source.kind].partition(',')[0]}; {_how(request)}; strengths not measured",
         )
-        provenance.append({**source.provenance, "used_for": f"directions.{name}"})
+        entry = {**source.provenance, "used_for": f"directions.{name}"}
+        provenance.append({**entry, "licence": licence} if licence else entry)
     return replace(config, attributes=attributes, provenance=provenance), tensors
+
+
+def generator_of(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Generator:
+    """The generator of one of our checkpoints, in float32.
+
+    Raises:
+        CheckpointError: the tensors do not fit it.
+        ConfigError: this release does not know it.
+    """
+    if config.generator.name not in _GENERATORS:
+        raise ConfigError(f"The checkpoint's generator is {config.generator.name!r}; known are {', '.join(_GENERATORS)}.")
+    generator = _GENERATORS[config.generator.name](**config.generator.options)
+    hub.load_module(generator, tensors, "generator")
+    return generator.eval()
 
 
 def _how(request: directions.Request) -> str:
@@ -204,13 +227,13 @@ def _how(request: directions.Request) -> str:
 
 
 def _vector(
-    request: directions.Request, source: Source, config: GeneratorConfig, generator: StyleGAN2 | None
+    request: directions.Request, source: Source, config: GeneratorConfig, generator: Generator
 ) -> Tensor:
     """The direction in the rows of the checkpoint's own generator."""
     if source.kind not in DIRECTIONS:
         raise UsageError(f"{str(source.path)!r} is {FORMATS[source.kind]}, and no direction.")
     if source.kind == "stylespace":
-        if generator is None:
+        if not isinstance(generator, StyleGAN2):
             raise UsageError(
                 f"{str(source.path)!r} lists channels of one StyleGAN2, and {config.name} has no such channels. "
                 "Convert the list together with that generator."
@@ -222,16 +245,20 @@ def _vector(
     return directions.translated(vector, config)
 
 
-def _shares_mapping(generator: StyleGAN2, default_tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a generator's W is that of StyleGAN2-FFHQ, whose mapping the packaged generator has."""
-    theirs = MappingNetwork()
-    hub.load_module(theirs, default_tensors, "generator.mapping")
-    if generator.style_dim != theirs.layers[0].in_features:
-        return False
+def mapping_distance(generator: Generator) -> float:
+    """How far a generator's W is from StyleGAN2-FFHQ's, relative to its size; 0.02 and less is the same.
+
+    The packaged generator's mapping network is StyleGAN2-FFHQ's own. Infinite for another width.
+    """
+    config, tensors = hub.load_checkpoint(hub.resolve())
+    if generator.style_dim != config.generator.style_dim:
+        return math.inf
+    theirs = MappingNetwork(generator.style_dim)
+    hub.load_module(theirs, tensors, "generator.mapping")
     z = torch.randn(64, generator.style_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs(z)
-        return bool((generator.map(z) - expected).norm() <= _SAME_MAPPING * expected.norm())
+        return float((generator.map(z) - expected).norm() / expected.norm())
 
 
 def _carry_directions(

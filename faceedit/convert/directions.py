@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faceedit.config import GeneratorConfig
 from faceedit.convert import unpickle
 from faceedit.errors import ConversionError, UsageError
 
@@ -204,3 +205,18 @@ def _numbers(content: Tensor | np.ndarray) -> Tensor:
     if not np.isfinite(array).all():
         raise ConversionError("A direction's file holds values that are not finite.")
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def stylegan2_rows(config: GeneratorConfig) -> int:
+    """Rows of the StyleGAN2 whose W+ a generator's is, or is a part of."""
+    return config.n_styles
+
+
+def translated(vector: Tensor, config: GeneratorConfig) -> Tensor:
+    """A direction in StyleGAN2's rows, in those of one of our generators."""
+    return vector
+
+
+def between(vector: Tensor, source: GeneratorConfig, target: GeneratorConfig) -> Tensor:
+    """A direction of one of our generators in the rows of another."""
+    return vector
