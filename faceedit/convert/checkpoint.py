@@ -142,7 +142,7 @@ def assemble(
     tensors = {f"generator.{name}": value for name, value in generator.state_dict().items()}
     if made.encoder is not None:
         tensors |= {f"encoder.{name}": value for name, value in made.encoder.state_dict().items()}
-    tensors |= {name: value.float() for name, value in default_tensors.items() if name.startswith("frame_net.")}
+    tensors |= {name: value for name, value in default_tensors.items() if name.startswith("frame_net.")}
     packaged = {"name": _PACKAGED, "licence": default_config.licence, "used_for": "frame_net"}
     config = ModelConfig(
         generator=GeneratorConfig(
@@ -153,7 +153,7 @@ def assemble(
         ),
         crop=CropConfig(generator.resolution, default_config.crop.frame_net),
         licence=licence,
-        provenance=[*made.provenance, packaged],
+        provenance=[*({**entry, "licence": licence} if licence else entry for entry in made.provenance), packaged],
     )
     if mapping_distance(generator) <= _SAME_MAPPING:
         config, carried = _carry_directions(config, default_config, default_tensors, [r.name for r, _ in requests])
@@ -194,7 +194,7 @@ def add_directions(
             range=_UNTESTED,
             licence=licence,
             aliases=tuple(alias for alias in ALIASES.get(name, ()) if alias not in taken),
-            description=f"{FORMATS[source.kind].partition(',')[0]}; {_how(request)}; strengths not measured",
+            description=f"{source.label}; {_how(request)}; strengths not measured",
         )
         entry = {**source.provenance, "used_for": f"directions.{name}"}
         provenance.append({**entry, "licence": licence} if licence else entry)
@@ -223,7 +223,7 @@ def _how(request: directions.Request) -> str:
         "step": None if request.step == 1 else request.step,
     }
     said = ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
-    return said or "as it is in the file"
+    return said or "at the format's own length"
 
 
 def _vector(

@@ -60,9 +60,14 @@ class Source:
     said: str | None = None
 
     @property
+    def label(self) -> str:
+        """The format in a few words."""
+        return FORMATS[self.kind].partition(",")[0]
+
+    @property
     def provenance(self) -> dict[str, str]:
         """What config.json says of it: no path, which would be one machine's."""
-        return {"file": self.path.name, "sha256": self.sha256, "format": FORMATS[self.kind]}
+        return {"file": self.path.name, "sha256": self.sha256, "format": self.label}
 
 
 def recognise(path: str | os.PathLike[str], kind: str | None = None) -> Source:

@@ -57,8 +57,9 @@ def verify(checkpoint: Checkpoint) -> Report:
     codes = generator.broadcast(generator.map(z[:_FACES], 0.7))
     pictures = _draw(generator, codes)
     rows = [pictures]
-    facts = {
-        "W's distance from StyleGAN2-FFHQ's, relative": mapping_distance(generator),
+    distance = mapping_distance(generator)
+    facts = {} if distance == math.inf else {"W's distance from StyleGAN2-FFHQ's, relative": distance}
+    facts |= {
         "W mean": float(w.mean()),
         "W standard deviation": float(w.std(0).mean()),
         "mean latent off W's mean by, in radii of W": float((w.mean(0) - generator.mean_latent).norm() / radius),
@@ -70,7 +71,7 @@ def verify(checkpoint: Checkpoint) -> Report:
     if encoder is not None:
         rows.append(_draw(generator, encoder(pictures).latents))
         difference = (rows[0] - rows[1]).clamp(-2, 2).square().mean()
-        facts["encoder's PSNR on these faces, dB at 256 px"] = float(10 * torch.log10(4 / difference.clamp(min=1e-10)))
+        facts["encoder's PSNR on these faces, dB at 256 px at most"] = float(10 * torch.log10(4 / difference.clamp(min=1e-10)))
     for name in checkpoint.shown:
         rows.append(_draw(generator, codes + checkpoint.tensors[f"directions.{name}"].float()))
         facts[f"{name} +1: mean change of a pixel, in [0, 1]"] = float((rows[-1] - pictures).abs().mean() / 2)
