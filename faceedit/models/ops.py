@@ -61,7 +61,7 @@ def modulated_conv(
     if demodulate:
         # In float32 whatever the network's type: a sum over thousands of squares.
         wide = torch.promote_types(weight.dtype, torch.float32)
-        power = torch.linalg.vector_norm(weight, dim=(2, 3), dtype=wide).square()
+        power = weight.to(wide).square().sum((2, 3))
         scale = ((style.to(wide).square() @ power.T + 1e-8).rsqrt() * gain).to(x.dtype)
     else:
         scale = x.new_full((1, len(weight)), gain)
