@@ -187,14 +187,23 @@ class PreviewHead(nn.Module):
         detail: Tensor | None = None
         for i, (level, (conv1, conv2)) in enumerate(zip(levels, self.convs, strict=True)):
             w1, w2 = latents[:, 2 * i], latents[:, 2 * i + 1]
-            x = x * level.up(w1)[:, :, None, None]
+            up = level.up(w1)
             if detail is None:
-                detail = F.conv2d(x, self.detail, self.bias)
-            # The mean of each 2x2 block of the inverse transform is half its low-pass band.
-            low = x[:, : x.shape[1] // 4] * 0.5
+                detail = self._detail(x, up)
+            # The mean of each 2x2 block of the inverse transform is half its low-pass band. Sliced
+            # with channels last, so that the gradient comes back in that order as well.
+            bands = x.shape[1] // 4
+            low = x.permute(0, 2, 3, 1)[..., :bands].permute(0, 3, 1, 2)
+            low = low * (0.5 * up[:, :bands, None, None])
             x = conv2(conv1(low, level.conv1.style(w1)), level.conv2.style(w2))
         x = x * head.style(latents[:, -1])[:, :, None, None]
         return inverse_haar(F.conv2d(x, self.weight) + detail)
+
+    def _detail(self, x: Tensor, up: Tensor) -> Tensor:
+        """``conv(x * up)``; the scales go into the few weights where they can, not over the map."""
+        if len(x) == 1:
+            return F.conv2d(x, self.detail * up[0, None, :, None, None], self.bias)
+        return F.conv2d(x * up[:, :, None, None], self.detail, self.bias)
 
     @torch.no_grad()
     def start_from(self, levels: Sequence[Level], head: ImageHead) -> None:

@@ -176,6 +176,11 @@ class Trainer:
         self.average = copy.deepcopy(encoder)
         for part in (encoder.trunk.stem, *encoder.trunk.stages[: recipe.frozen_stages]):
             part.requires_grad_(False)
+        # Depthwise kernels keep their ImageNet weights too: on a CPU their gradients alone would take
+        # half of the encoder's backward pass.
+        for part in encoder.trunk.modules():
+            if isinstance(part, nn.Conv2d) and part.groups > 1:
+                part.requires_grad_(False)
         trunk = [p for p in encoder.trunk.parameters() if p.requires_grad]
         rest = [p for name, p in encoder.named_parameters() if not name.startswith("trunk.")]
         self.optimizer = torch.optim.Adam(
