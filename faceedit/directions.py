@@ -27,7 +27,7 @@ from faceedit.errors import (
     UsageError,
 )
 
-__all__ = ["ALIASES", "Directions"]
+__all__ = ["ALIASES", "Directions", "translate_rows"]
 
 FORMAT = "faceedit-directions-1"
 PREFIX = "directions."
@@ -47,6 +47,37 @@ _DEFAULT_RANGE = (-1.0, 1.0)
 
 def _fold(name: str) -> str:
     return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def translate_rows(rows: Tensor, n_styles: int) -> Tensor:
+    """Take W+ codes or directions to a generator of the same W with another number of rows.
+
+    The rows of StyleGAN2 (18 at 1024 px, two fewer for each halving) and those of MobileStyleGAN (16)
+    mean the same one by one, from the 4x4 convolution up. Going down to fewer rows, the finest are
+    dropped: of StyleGAN2's 18, MobileStyleGAN keeps 0 to 14 for its convolutions, hands row 15 to its
+    image head and has nothing that 16 and 17 could act on. Going up, the last row repeats, so that a
+    direction of W, one row, becomes that row everywhere.
+
+    Args:
+        rows: ``(..., n, dim)``, or ``(dim,)``: one code or direction of W.
+        n_styles: Rows of the generator that is to take them.
+
+    Returns:
+        ``(..., n_styles, dim)``.
+
+    Raises:
+        UsageError: There is no row, or none is asked for.
+    """
+    if rows.ndim == 1:
+        rows = rows[None]
+    if rows.ndim < 2 or not rows.shape[-2]:
+        raise UsageError(f"codes and directions have shape (..., rows, dim), not {tuple(rows.shape)}")
+    if isinstance(n_styles, bool) or not isinstance(n_styles, int) or n_styles < 1:
+        raise UsageError(f"a generator has at least one row of W+, not {n_styles!r}")
+    missing = n_styles - rows.shape[-2]
+    if missing <= 0:
+        return rows[..., :n_styles, :]
+    return torch.cat([rows, rows[..., -1:, :].expand(*rows.shape[:-2], missing, -1)], -2)
 
 
 class Directions:
@@ -190,6 +221,11 @@ class Directions:
         for name, strength in self.check(strengths).items():
             total = total + strength * self._vectors[name]
         return total
+
+    def with_rows(self, n_styles: int) -> Directions:
+        """Return the same directions for a generator with ``n_styles`` rows; see :func:`translate_rows`."""
+        vectors = {name: translate_rows(vector, n_styles) for name, vector in self._vectors.items()}
+        return Directions(vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Directions:
         """Return the same directions on another device or in another floating-point type."""

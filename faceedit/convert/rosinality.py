@@ -37,8 +37,8 @@ def generator(tensors: Mapping[str, Tensor], latent_avg: Tensor | None = None) -
     style_dim = size_along(tensors, [(f"style.{i}.bias", 0) for i in range(1, depth + 1)], _LAYOUT)
     channels = []
     for level in range(n_levels):
-        first, second = (_conv(2 * level - 1), _conv(2 * level)) if level else (_conv(0), _conv(0))
-        places = [(f"{first}.activate.bias", 0), (f"{second}.activate.bias", 0), (f"{_head(level)}.conv.weight", 2)]
+        first = (f"{_conv(2 * level - 1)}.activate.bias", 0) if level else ("input.input", 1)
+        places = [first, (f"{_conv(2 * level)}.activate.bias", 0), (f"{_head(level)}.conv.weight", 2)]
         channels.append(size_along(tensors, places, _LAYOUT))
     with torch.device("meta"):
         made = StyleGAN2(4 * 2 ** (n_levels - 1), style_dim=style_dim, mapping_layers=depth, channels=channels)

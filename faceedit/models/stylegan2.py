@@ -54,7 +54,10 @@ class StyledConv(nn.Module):
         # The activation's gain goes ahead of it, where it costs nothing: leaky ReLU is homogeneous.
         x = modulated_conv(x, self.weight, self.style(w), self.bias * _SQRT2, up=self.up, gain=_SQRT2)
         x = F.leaky_relu_(x.add_(noise * (self.noise_strength * _SQRT2)), 0.2)
-        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+        if self.clamp is None:
+            return x
+        # A fresh map costs many times what the clamping does, but backward needs the one before it.
+        return x.clamp(-self.clamp, self.clamp) if x.requires_grad else x.clamp_(-self.clamp, self.clamp)
 
 
 class Level(nn.Module):
@@ -216,7 +219,10 @@ class StyleGAN2(Generator):
         return self.synthesize(latents, noise=noise).image
 
     def preview(self, latents: Tensor, hook: LevelHook | None = None, noise: Sequence[Tensor] | None = None) -> Tensor:
-        """``(B, 3, S, S)``: the sum of the images up to 256 px, or up to half the resolution."""
+        """``(B, 3, S, S)``: the sum of the images up to 256 px, or up to half the resolution.
+
+        The rows of W+ that only finer levels read do not reach it.
+        """
         return self._walk(latents, hook, noise, self.preview_level).image
 
 
