@@ -193,5 +193,6 @@ def pictures(n=2, size=64, seed=1):
     random = np.random.RandomState(seed)
     waves = random.uniform(-0.2, 0.2, (n, 3, 2, 3))
     y, x = np.mgrid[:size, :size]
-    parts = np.sin(waves[..., 0, :, None, None] * y * 3 + waves[..., 1, :, None, None] * x * 3 + 2 * waves[..., :1, 0, None, None])
+    down, across = waves[..., 0, :, None, None], waves[..., 1, :, None, None]
+    parts = np.sin(3 * (down * y + across * x) + 2 * waves[..., :1, 0, None, None])
     return torch.from_numpy(parts.mean(2).astype(np.float32))

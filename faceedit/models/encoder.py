@@ -20,8 +20,9 @@ class Encoder(nn.Module, ABC):
     """E of the paper: an aligned face to its code ``w^p`` in W+ and its 2-D features ``f_enc``.
 
     ``latent_mean`` and ``latent_std``, ``(512,)``, are those of the generator's W: the units in
-    which codes are compared. An encoder may have a mean for each row, ``(n_styles, 512)``. ``looks`` is how many corrections inference makes after the first
-    answer; encoders that answer once have 0.
+    which codes are compared. An encoder may have a mean for each row, ``(n_styles, 512)``.
+    ``looks`` is how many corrections inference makes after the first answer; encoders that answer
+    once have 0.
     """
 
     n_styles: int

@@ -185,14 +185,21 @@ class LatentAdversary:
         pool: Codes kept of each kind.
         gamma: Weight of R1.
         r1_every: Steps between R1 penalties, whose weight is multiplied by it.
+        device: Where the codes will be.
     """
 
     def __init__(
-        self, style_dim: int = 512, lr: float = 2e-5, pool: int = 50, gamma: float = 10.0, r1_every: int = 16
+        self,
+        style_dim: int = 512,
+        lr: float = 2e-5,
+        pool: int = 50,
+        gamma: float = 10.0,
+        r1_every: int = 16,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.discriminator = LatentDiscriminator(style_dim)
+        self.discriminator = LatentDiscriminator(style_dim).to(device)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr)
-        self.pools = nn.ModuleDict({kind: LatentPool(pool, style_dim) for kind in ("real", "fake")})
+        self.pools = nn.ModuleDict({kind: LatentPool(pool, style_dim) for kind in ("real", "fake")}).to(device)
         self.gamma, self.r1_every = gamma, r1_every
 
     def loss(self, latents: Tensor, rows: int) -> Tensor:

@@ -128,7 +128,10 @@ def test_a_mean_of_another_shape_is_refused(small):
     ("damage", "named"),
     [
         (lambda t: t.pop("styles.3.convs.4.bias"), r"missing: encoder\.styles\.3\.convs\.4\.bias\."),
-        (lambda t: t.update({"styles.18.linear.bias": torch.ones(512)}), r"left over: encoder\.styles\.18\.linear\.bias\."),
+        (
+            lambda t: t.update({"styles.18.linear.bias": torch.ones(512)}),
+            r"left over: encoder\.styles\.18\.linear\.bias\.",
+        ),
         (
             lambda t: t.update({"input_layer.0.weight": torch.ones(64, 19, 3, 3)}),
             r"misfitting: encoder\.input_layer\.0\.weight is float \(64, 19, 3, 3\) and must be float \(64, 3, 3, 3\)",
