@@ -225,7 +225,9 @@ class Directions:
     def with_rows(self, n_styles: int) -> Directions:
         """Return the same directions for a generator with ``n_styles`` rows; see :func:`translate_rows`."""
         vectors = {name: translate_rows(vector, n_styles) for name, vector in self._vectors.items()}
-        return Directions(vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence)
+        return Directions(
+            vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence, shape=(n_styles, self._shape[1])
+        )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Directions:
         """Return the same directions on another device or in another floating-point type."""

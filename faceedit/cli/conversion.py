@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ def _directions(args: argparse.Namespace, requests: list[tuple[Request, Source]]
         }
         made = Directions.from_tensors(_stored(args, vectors), description)
         with files.write_whole(args.output, args.overwrite) as temporary:
-            made.save(temporary, source=str(config.provenance))
+            made.save(temporary, source=json.dumps(config.provenance))
         return {"format": requests[0][1].kind}
     config, tensors = checkpoint.add_directions(before, tensors, requests, generator, args.licence)
     names = [name for name in config.attributes if name not in before.attributes]
@@ -177,4 +178,4 @@ def _refuse_occupied(args: argparse.Namespace) -> None:
 def _refuse_options(args: argparse.Namespace, names: tuple[str, ...], what: str) -> None:
     given = [f"--{name}" for name in names if getattr(args, name)]
     if given:
-        raise UsageError(f"{' and '.join(given)} has no meaning for {what}, and {args.source!r} is that.")
+        raise UsageError(f"{args.source!r} is {what}, with which {' and '.join(given)} cannot go. Leave it out.")

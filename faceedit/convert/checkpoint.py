@@ -15,7 +15,7 @@ from faceedit import hub
 from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
 from faceedit.convert import card, directions, nvidia, psp, rosinality, stylespace
 from faceedit.convert.recognise import DIRECTIONS, ENCODERS, FORMATS, GENERATORS, Source
-from faceedit.directions import ALIASES, Directions
+from faceedit.directions import ALIASES, Directions, translate_rows
 from faceedit.errors import ConfigError, ConversionError, FaceEditError, UsageError
 from faceedit.models.generator import Generator
 from faceedit.models.ir_se50 import UNITS, WIDTHS
@@ -143,7 +143,7 @@ def assemble(
     if made.encoder is not None:
         tensors |= {f"encoder.{name}": value for name, value in made.encoder.state_dict().items()}
     tensors |= {name: value for name, value in default_tensors.items() if name.startswith("frame_net.")}
-    packaged = {"name": _PACKAGED, "licence": default_config.licence, "used_for": "frame_net"}
+    packaged = {"name": _PACKAGED, "licence": default_config.licence.partition(";")[0], "used_for": "frame_net"}
     config = ModelConfig(
         generator=GeneratorConfig(
             "stylegan2", generator.resolution, generator.n_styles, generator.style_dim, _generator_options(generator)
@@ -241,8 +241,14 @@ def _vector(
         if request.component is not None or request.rows is not None or request.minus is not None:
             raise UsageError(f"{request.name}={request.path}: a list of channels takes step= only.")
         return stylespace.offset(source.content, generator, request.step)
-    vector = directions.offset(request, source.content, directions.stylegan2_rows(config))
-    return directions.translated(vector, config)
+    # StyleGAN2 of this size has two rows for each doubling from 4 px; a student of it may have fewer.
+    vector = directions.offset(request, source.content, 2 * (config.resolution.bit_length() - 2))
+    if vector.shape[1] != config.style_dim:
+        raise ConversionError(
+            f"{request.name}={request.path}: its rows have {vector.shape[1]} numbers and those of the generator "
+            f"{config.style_dim}. It is of another generator."
+        )
+    return translate_rows(vector, config.n_styles)
 
 
 def mapping_distance(generator: Generator) -> float:
@@ -267,13 +273,13 @@ def _carry_directions(
     """The packaged attributes, but those of names that others have taken, in this generator's rows."""
     attributes, tensors = {}, {}
     for name, info in default.attributes.items():
-        if name in taken:
+        if not {name, *info.aliases}.isdisjoint(taken):
             continue
         key = f"directions.{name}"
-        tensors[key] = directions.between(default_tensors[key].float(), default.generator, config.generator)
+        tensors[key] = translate_rows(default_tensors[key].float(), config.generator.n_styles)
         attributes[name] = replace(
             info,
-            licence=info.licence or default.licence,
+            licence=info.licence or default.licence.partition(";")[0],
             description=f"{info.description}; fitted on {default.generator.name}",
             success={},
         )

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faceedit.config import GeneratorConfig
 from faceedit.convert import unpickle
+from faceedit.directions import Directions
 from faceedit.errors import ConversionError, UsageError
 
-__all__ = ["Request", "array_of", "is_boundary", "is_components", "is_latents", "offset", "parse", "stylegan2_rows", "translated"]
+__all__ = ["Request", "array_of", "is_boundary", "is_components", "is_latents", "offset", "parse"]
 
 _BOUNDARY_LENGTH = 3.0
 _OPTIONS = ("component", "rows", "step", "minus")
@@ -74,7 +74,8 @@ def parse(text: str) -> Request:
         if key not in _OPTIONS or key in options:
             raise UsageError(f"{text!r}: {part!r} is none of {', '.join(f'{key}=...' for key in _OPTIONS)}, once each.")
         options[key] = _option(key, value, text)
-    return Request(match[1].strip(), Path(match[2]), **options)
+    (name,) = Directions({match[1]: torch.zeros(1, 1)}).names  # spelt as attributes are
+    return Request(name, Path(match[2]), **options)
 
 
 def _option(key: str, value: str, text: str) -> Any:
@@ -205,18 +206,3 @@ def _numbers(content: Tensor | np.ndarray) -> Tensor:
     if not np.isfinite(array).all():
         raise ConversionError("A direction's file holds values that are not finite.")
     return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def stylegan2_rows(config: GeneratorConfig) -> int:
-    """Rows of the StyleGAN2 whose W+ a generator's is, or is a part of."""
-    return config.n_styles
-
-
-def translated(vector: Tensor, config: GeneratorConfig) -> Tensor:
-    """A direction in StyleGAN2's rows, in those of one of our generators."""
-    return vector
-
-
-def between(vector: Tensor, source: GeneratorConfig, target: GeneratorConfig) -> Tensor:
-    """A direction of one of our generators in the rows of another."""
-    return vector

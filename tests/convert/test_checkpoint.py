@@ -221,7 +221,7 @@ def test_an_attribute_that_is_there_already(tmp_path):
 def test_directions_of_another_width_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((1, 512)))
     request = directions.parse(f"smile={tmp_path / 'a.npy'}")
-    with pytest.raises(ConversionError, match="512.*24"):
+    with pytest.raises(ConversionError, match="have 512 numbers and those of the generator 24"):
         assemble(networks(recognise(write("nvidia", tmp_path / "n.pkl"))), [(request, recognise(request.path))])
 
 
@@ -240,6 +240,53 @@ def test_stylespace_goes_with_its_generator_only(tmp_path):
     rows = directions.parse(f"lips={tmp_path / 'list.txt'}:rows=1")
     with pytest.raises(UsageError, match="takes step= only"):
         assemble(made.networks, [(rows, source)])
+
+
+@pytest.fixture(scope="module")
+def ffhq():
+    """A small generator with the packaged mapping, which is StyleGAN2-FFHQ's."""
+    made = StyleGAN2(64, channels=(16,) * 5)
+    _, tensors = hub.load_checkpoint(hub.resolve())
+    hub.load_module(made.mapping, tensors, "generator.mapping")
+    made.mean_latent.copy_(tensors["generator.mean_latent"])
+    return checkpoint.Networks(made, provenance=({"file": "x", "used_for": "generator"},))
+
+
+def test_a_generator_of_ffhq_gets_the_packaged_directions(ffhq, tmp_path):
+    default, tensors = hub.load_checkpoint(hub.resolve())
+    made = assemble(ffhq)
+    assert list(made.config.attributes) == list(default.attributes)
+    for name, info in made.config.attributes.items():
+        expected = tensors[f"directions.{name}"].float()
+        assert torch.equal(made.tensors[f"directions.{name}"], expected[:10])
+        assert info.licence and "fitted on mobile_stylegan" in info.description and not info.success
+    used = {entry.get("name"): entry["used_for"] for entry in made.config.provenance}
+    assert "directions.smile" in used["faceedit default checkpoint"]
+    # One's own go before those that are called the same.
+    np.save(tmp_path / "a.npy", np.ones((1, 512)))
+    request = directions.parse(f"Happy={tmp_path / 'a.npy'}")
+    made = assemble(ffhq, [(request, recognise(request.path))])
+    assert list(made.config.attributes) == ["age", "gender", "glasses", "beard", "happy"]
+
+
+def test_public_directions_edit_the_packaged_generator(tmp_path):
+    default, tensors = hub.load_checkpoint(hub.resolve())
+    offsets = np.random.default_rng(0).normal(size=(1, 18, 512)).astype(np.float32)
+    np.save(tmp_path / "latents.npy", offsets)
+    np.save(tmp_path / "boundary.npy", offsets[:, 0])
+    requests = [
+        directions.parse(f"hat={tmp_path / 'latents.npy'}"),
+        directions.parse(f"bangs={tmp_path / 'boundary.npy'}:rows=14-17"),
+    ]
+    generator = checkpoint.generator_of(default, tensors)
+    config, added = checkpoint.add_directions(
+        default, tensors, [(request, recognise(request.path)) for request in requests], generator, "mine"
+    )
+    # Row 15 of StyleGAN2 is the image head's here, 16 and 17 have nothing to act on.
+    np.testing.assert_array_equal(added["directions.hat"].numpy(), offsets[0, :16])
+    assert added["directions.bangs"].norm(dim=1).tolist() == pytest.approx([0] * 14 + [3, 3])
+    assert list(config.attributes)[-2:] == ["hat", "bangs"] and config.attributes["hat"].licence == "mine"
+    assert config.licence == default.licence and set(tensors) < set(added)
 
 
 # Verification

@@ -18,7 +18,7 @@ def random():
 
 def test_a_request_in_words():
     request = parse("blond hair=C:/dir=x/ffhq_pca.pt:component=3,rows=7-9,step=-2.5")
-    assert (request.name, request.path.as_posix()) == ("blond hair", "C:/dir=x/ffhq_pca.pt")
+    assert (request.name, request.path.as_posix()) == ("blond_hair", "C:/dir=x/ffhq_pca.pt")
     assert (request.component, request.rows, request.step, request.minus) == (3, (7, 9), -2.5, None)
     assert parse("smile=a.npy").step == 1 and parse("smile=a.npy:rows=4").rows == (4, 4)
     assert parse("a=after.npy:minus=before.npy").minus.name == "before.npy"
