@@ -6,8 +6,9 @@ The yardstick is ours: per-sample weights in a grouped convolution, and the resa
 zero-padded maps, either one convolution with a group for each channel or every channel as a picture
 of its own. Those are the two ways in which public implementations do without their CUDA kernels.
 Both draw the same network with the same (random) weights, and take turns, so that a machine that
-slows down slows them all; medians are printed. Each peak is that of a fresh process that makes the
-network and one pass.
+slows down slows them all; medians are printed. With ``--processor-time`` the seconds are those that
+this process computed, over all threads, which other work on the machine hardly moves. Each peak is
+that of a fresh process that makes the network and one pass.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ from torch import Tensor
 from faceedit.models.stylegan2 import ImageHead, StyledConv, StyleGAN2
 
 Filter = Callable[[Tensor, int, tuple[int, int]], Tensor]
-WAYS = ("ours", "grouped", "single")
+WAYS = {
+    "ours": ("float32", "ours"),
+    "bfloat16": ("bfloat16", "ours"),
+    "grouped": ("float32", "grouped"),
+    "single": ("float32", "single"),
+}
+"""Name in the table to type and implementation."""
 
 
 def _resampled(x: Tensor, up: int, pad: tuple[int, int]) -> Tensor:
@@ -103,7 +110,7 @@ def network(size: int, device: str, dtype: torch.dtype, way: str) -> tuple[Style
 
 
 def drawing(size: int, device: str, dtype: torch.dtype, way: str) -> Callable[[], Tensor]:
-    """One pass, by one of `WAYS`."""
+    """One pass: "ours", or the yardstick with a filter of either kind."""
     generator, code = network(size, device, dtype, way)
     if way == "ours":
         return lambda: generator(code)
@@ -122,17 +129,25 @@ def peak(size: int, device: str, dtype: str, way: str) -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
-def timed(functions: list[Callable[[], Tensor]], runs: int, device: str) -> list[float]:
+def peak_of(size: int, device: str, dtype: str, way: str) -> float:
+    """Peak gigabytes of a fresh process that makes one pass."""
+    command = [sys.executable, __file__, "--peak", str(size), device, dtype, way]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def timed(
+    functions: list[Callable[[], Tensor]], runs: int, device: str, clock: Callable[[], float]
+) -> list[float]:
     """Median seconds of each function, called in turn after one warm-up."""
     seconds: list[list[float]] = [[] for _ in functions]
     for run in range(runs + 1):
         for function, taken in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
+            start = clock()
             function()
             if device == "cuda":
                 torch.cuda.synchronize()
             if run:
-                taken.append(time.perf_counter() - start)
+                taken.append(clock() - start)
     return [statistics.median(taken) for taken in seconds]
 
 
@@ -143,6 +158,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="time the compiled generator too")
+    parser.add_argument("--processor-time", action="store_true", help="for a machine that is busy with other work")
     parser.add_argument("--peak", nargs=4, metavar=("SIZE", "DEVICE", "DTYPE", "WAY"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
@@ -150,12 +166,14 @@ def main() -> None:
         peak(int(size), *rest)
         return
 
+    clock = time.process_time if args.processor_time else time.perf_counter
+    # First, while this process is small: Linux lets a child begin with its parent's peak.
+    peaks = {(size, *way): peak_of(size, args.device, *way) for size in args.sizes for way in WAYS.values()}
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {where}, batch 1; seconds, and how many times ours")
     for size in args.sizes:
         generator, code = network(size, args.device, torch.float32, "ours")
-        passes = {way: drawing(size, args.device, torch.float32, way) for way in WAYS}
-        passes["bfloat16"] = drawing(size, args.device, torch.bfloat16, "ours")
+        passes = {name: drawing(size, args.device, getattr(torch, dtype), way) for name, (dtype, way) in WAYS.items()}
         if args.compile:
             compiled = torch.compile(generator)
             passes["compiled"] = lambda compiled=compiled, code=code: compiled(code)
@@ -164,16 +182,11 @@ def main() -> None:
         with torch.inference_mode():
             image, reference = passes["ours"](), passes["grouped"]()
             difference = (image - reference).abs().max() / reference.abs().max()
-            seconds = dict(zip(passes, timed(list(passes.values()), args.runs, args.device), strict=True))
+            seconds = dict(zip(passes, timed(list(passes.values()), args.runs, args.device, clock), strict=True))
         print(f"\n{size} px; ours and the yardstick differ by {difference:.1e} of the largest value")
-        for what, taken in seconds.items():
-            memory = ""
-            if what not in ("preview", "compiled"):
-                dtype, way = ("bfloat16", "ours") if what == "bfloat16" else ("float32", what)
-                command = [sys.executable, __file__, "--peak", str(size), args.device, dtype, way]
-                out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                memory = f"   peak {float(out):.2f} GB"
-            print(f"{what:<10} {taken:8.3f} s {taken / seconds['ours']:6.2f} x{memory}", flush=True)
+        for name, taken in seconds.items():
+            memory = f"   peak {peaks[size, *WAYS[name]]:.2f} GB" if name in WAYS else ""
+            print(f"{name:<10} {taken:8.3f} s {taken / seconds['ours']:6.2f} x{memory}", flush=True)
 
 
 if __name__ == "__main__":

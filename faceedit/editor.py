@@ -535,7 +535,7 @@ def _build(kinds: Mapping[str, type], name: str, options: Mapping[str, Any]) -> 
         raise ConfigError(f"config.json names the network {name!r}; this release knows {', '.join(kinds)}.")
     try:
         return kinds[name](**options)
-    except TypeError as error:
+    except (TypeError, UsageError) as error:
         raise ConfigError(f"config.json gives {name} options that it does not take: {error}") from None
 
 
