@@ -81,7 +81,7 @@ def networks(source: Source, encoder_source: Source | None = None) -> Networks:
                 f"its encoder gives {rows} rows of W+ and the generator of {generator.resolution} px takes "
                 f"{generator.n_styles}: they do not belong together"
             )
-        encoder = psp.encoder(parts.kind, parts.encoder, parts.latent_avg, rows, psp.latent_std(generator))
+        encoder = psp.encoder(parts.kind, _tensors(parts.encoder), parts.latent_avg, rows, psp.latent_std(generator))
     if encodes is source:
         return Networks(
             generator, encoder, parts.kind, ({**source.provenance, "used_for": "generator and encoder"},)

@@ -31,6 +31,7 @@ _TELLING: dict[str, Kind] = {
     "learn_in_w": "psp", "label_nc": "psp", "w_norm_lambda": "psp",
 }  # fmt: skip
 _STD_SAMPLES = 4096
+_MOST_BLOCKS = 200  # of a body; a forged number in a name would have us build for hours
 
 
 class Parts(NamedTuple):
@@ -123,7 +124,8 @@ def encoder(
 
 def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Arguments of the encoder, told by most of the tensors that they shape; none where that fails."""
-    blocks = sorted({int(key.split(".")[1]) for key in tensors if key.startswith("body.")})
+    numbers = {int(key.split(".")[1]) for key in tensors if key.startswith("body.")}
+    blocks = sorted(number for number in numbers if number < _MOST_BLOCKS)
     starts = [i for i in blocks if i == 0 or any(key.startswith(f"body.{i}.shortcut_layer.") for key in tensors)]
     if len(starts) != len(WIDTHS):
         return {}
@@ -161,7 +163,7 @@ def _kind(checkpoint: Mapping[str, Any], opts: Mapping[str, Any]) -> Kind:
         return told.pop()
     raise CheckpointError(
         "The checkpoint's opts have no encoder_type, and the tensors of pSp and e4e have equal names: "
-        "say which it is with kind='psp' or kind='e4e'."
+        "say which it is with kind='psp' or kind='e4e' (--format on the command line)."
     )
 
 
