@@ -1,10 +1,10 @@
 """StyleSpace channel lists as offsets in W+, as far as W+ can express them.
 
 A channel is one scale of one modulated convolution, an affine function of a row of W+. Moving one
-channel alone means solving that affine map for the row, together with the other layers that read
-it. Where a layer has fewer channels than W has dimensions that succeeds with a small change of the
-row; at the coarse levels, with as many, the answer is often ten times longer than W itself is wide, and
-the result would be no face. Those lists are refused: the channel exists in S only.
+channel alone means solving that map for the row, together with the other layers that read it. Where
+fewer channels read the row than W has dimensions, that succeeds with a small change of the row. At the
+coarse levels, with as many or more, the answer is often ten times longer than W is wide, and the result
+would be no face. Those lists are refused: the channel exists in S only.
 
 Source: Wu et al., "StyleSpace Analysis" (arXiv 2011.12799); layers are numbered as there, image
 heads included: at 1024 px from 0 to 25, of which 1, 4, ... 25 are image heads.

@@ -136,7 +136,7 @@ def cut(name):
         ("rosinality", lambda t: t.update({"to_rgbs.90.bias": torch.ones(1)}), "file"),
         ("rosinality", add("style.1000000.weight"), "counts to 1000000"),
         ("rosinality", add("to_rgbs.1000000.bias"), "counts to 1000000"),
-        ("psp", add("encoder.body.1000000.res_layer.1.weight"), "body.1000000"),
+        ("psp", add("encoder.body.1000000.res_layer.1.weight"), "left over: encoder.body.1000000.res_layer.1.weight."),
         ("psp", lambda t: t.update({"encoder.body.0.note": "text"}), "it has body.0.note where only tensors"),
         ("psp", lose("encoder.body.1.res_layer.1.weight"), "missing: encoder.body.1.res_layer.1.weight"),
         ("psp", add("encoder.body.1.extra"), "left over: encoder.body.1.extra"),
@@ -152,14 +152,6 @@ def test_a_file_that_does_not_fit_is_refused_and_the_tensor_named(kind, edit, sa
     with pytest.raises(CheckpointError) as caught:
         networks(source)
     assert said in str(caught.value) and str(source.path) in str(caught.value)
-
-
-def nvidia_with(change):
-    def edit(network):
-        change(network.state["_modules"])
-        return network
-
-    return edit
 
 
 @pytest.mark.parametrize(
