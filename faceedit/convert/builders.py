@@ -18,7 +18,9 @@ from torch import Tensor
 
 from faceedit.errors import ConversionError
 
-__all__ = ["CALLS", "CLASSES", "LOAD_BYTES", "Fields", "Global", "Record", "Storage", "Storages", "build", "hashable", "resolve"]
+__all__ = [
+    "CALLS", "CLASSES", "LOAD_BYTES", "Fields", "Global", "Record", "Storage", "Storages", "build", "hashable", "resolve",
+]  # fmt: skip
 
 _STORAGE_DTYPES: Mapping[str, torch.dtype] = {
     "FloatStorage": torch.float32,

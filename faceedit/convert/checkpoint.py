@@ -14,7 +14,7 @@ from torch import Tensor
 from faceedit import hub
 from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
 from faceedit.convert import card, directions, nvidia, psp, rosinality, stylespace
-from faceedit.convert.recognise import DIRECTIONS, ENCODERS, FORMATS, GENERATORS, Source
+from faceedit.convert.recognise import DIRECTIONS, ENCODERS, FORMATS, GENERATORS, Source, sha256
 from faceedit.directions import ALIASES, Directions, translate_rows
 from faceedit.errors import ConfigError, ConversionError, FaceEditError, UsageError
 from faceedit.models.generator import Generator
@@ -197,6 +197,8 @@ def add_directions(
             description=f"{source.label}; {_how(request)}; strengths not measured",
         )
         entry = {**source.provenance, "used_for": f"directions.{name}"}
+        if request.minus is not None:
+            entry["minus"] = {"file": request.minus.name, "sha256": sha256(request.minus)}
         provenance.append({**entry, "licence": licence} if licence else entry)
     return replace(config, attributes=attributes, provenance=provenance), tensors
 

@@ -91,7 +91,9 @@ def _option(key: str, value: str, text: str) -> Any:
             return Path(value)
     except ValueError:
         pass
-    wanted = {"component": "a number from 0", "rows": "two numbers, such as 0-8", "step": "a number but 0", "minus": "a file"}
+    wanted = {
+        "component": "a number from 0", "rows": "two numbers, such as 0-8", "step": "a number but 0", "minus": "a file",
+    }  # fmt: skip
     raise UsageError(f"{text!r}: {key} must be {wanted[key]}, not {value!r}.")
 
 
@@ -191,9 +193,10 @@ def is_latents(content: Any) -> bool:
 def array_of(content: Any, where: str) -> Tensor:
     """The vector ``(1, dim)`` of W or ``(n, dim)`` of W+ that a file holds."""
     if not (is_boundary(content) or is_latents(content)):
-        shape = f"shape {tuple(content.shape)}" if isinstance(content, (Tensor, np.ndarray)) else f"a {type(content).__name__}"
+        is_array = isinstance(content, (Tensor, np.ndarray))
+        seen = f"shape {tuple(content.shape)}" if is_array else f"a {type(content).__name__}"
         raise ConversionError(
-            f"{where} holds no direction but {shape}. Known are a boundary (512,) or (1, 512), an offset in W+ "
+            f"{where} holds no direction but {seen}. Known are a boundary (512,) or (1, 512), an offset in W+ "
             "(18, 512) or (1, 18, 512), and GANSpace's comp, mean and std."
         )
     numbers = _numbers(content)

@@ -36,7 +36,8 @@ def tensors(network: Record) -> tuple[dict[str, Tensor], float | None]:
         if not waiting:
             break
         name, module = waiting.pop()
-        parts = [module.state.get(f"_{kind}") if isinstance(module, Record) else None for kind in ("modules", "parameters", "buffers")]
+        state = module.state if isinstance(module, Record) else {}
+        parts = [state.get(f"_{kind}") for kind in ("modules", "parameters", "buffers")]
         if not all(isinstance(part, dict) for part in parts) or name.count(".") > _MAX_DEPTH:
             raise ConversionError(f"{name.rstrip('.') or 'G_ema'} is no module of NVIDIA's networks")
         modules, *own = parts
@@ -45,7 +46,7 @@ def tensors(network: Record) -> tuple[dict[str, Tensor], float | None]:
             if not isinstance(value, Tensor):
                 raise ConversionError(f"{name}{key} is a {type(value).__name__} where a tensor belongs")
             found[f"{name}{key}"] = value
-        clamp = module.state.get("conv_clamp", ...)
+        clamp = state.get("conv_clamp", ...)
         if clamp is None or type(clamp) in (int, float) and clamp > 0:
             clamps.add(clamp)
     else:

@@ -16,7 +16,7 @@ from faceedit.convert import directions, stylespace, unpickle
 from faceedit.convert.builders import Record
 from faceedit.errors import CheckpointNotFoundError, ConversionError, UsageError
 
-__all__ = ["DIRECTIONS", "ENCODERS", "FORMATS", "GENERATORS", "Source", "recognise"]
+__all__ = ["DIRECTIONS", "ENCODERS", "FORMATS", "GENERATORS", "Source", "recognise", "sha256"]
 
 FORMATS: Mapping[str, str] = {
     "rosinality": "StyleGAN2 in rosinality's layout, such as stylegan2-ffhq-config-f.pt",
@@ -88,15 +88,15 @@ def recognise(path: str | os.PathLike[str], kind: str | None = None) -> Source:
     if not path.exists():
         raise CheckpointNotFoundError(f"There is no file {str(path)!r}. Check the path.")
     if path.is_dir() or path.suffix.lower() == ".whl":
-        return Source(path, _agreed("mobile-stylegan", kind, path), path, "" if path.is_dir() else _sha256(path))
+        return Source(path, _agreed("mobile-stylegan", kind, path), path, "" if path.is_dir() else sha256(path))
     if stylespace.looks_like(path):
-        return Source(path, _agreed("stylespace", kind, path), stylespace.read(path), _sha256(path))
+        return Source(path, _agreed("stylespace", kind, path), stylespace.read(path), sha256(path))
     content = unpickle.read(path)
     found = _kind(content)
     if found is None:
         known = "; ".join(FORMATS.values())
         raise ConversionError(f"{str(path)!r} holds {describe(content)}, which is none of the known formats: {known}.")
-    return Source(path, _agreed(found, kind, path), content, _sha256(path), kind)
+    return Source(path, _agreed(found, kind, path), content, sha256(path), kind)
 
 
 def _kind(content: Any) -> str | None:
@@ -140,7 +140,8 @@ def describe(content: Any) -> str:
     return f"a {type(content).__name__}"
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

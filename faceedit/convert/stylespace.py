@@ -130,7 +130,8 @@ def offset(channels: Sequence[Channel], generator: StyleGAN2, step: float = 1.0)
     wanted: dict[int, dict[tuple[int, int], float]] = {}
     for layer, channel, amount in channels:
         if layer >= len(layers) or channel >= layers[layer][1].out_features:
-            size = f"it has {layers[layer][1].out_features} channels" if layer < len(layers) else f"there are {len(layers)} layers"
+            exists = layer < len(layers)
+            size = f"it has {layers[layer][1].out_features} channels" if exists else f"there are {len(layers)} layers"
             raise ConversionError(f"There is no channel {channel} in layer {layer} of this generator: {size}.")
         targets = wanted.setdefault(layers[layer][0], {})
         targets[layer, channel] = targets.get((layer, channel), 0.0) + amount * step
