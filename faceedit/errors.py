@@ -28,6 +28,8 @@ __all__ = [
     "MissingDependencyError",
     "ConversionError",
     "UsageError",
+    "DataError",
+    "DivergedError",
 ]
 
 
@@ -107,7 +109,7 @@ class CheckpointError(FaceEditError, ValueError):
 
 
 class ConfigError(FaceEditError, ValueError):
-    """A checkpoint's config has an unknown or missing key, a bad value or another version."""
+    """A config or recipe has an unknown or missing key, a bad value or another version."""
 
 
 class DownloadError(FaceEditError, OSError):
@@ -128,3 +130,11 @@ class ConversionError(CheckpointError):
 
 class UsageError(FaceEditError, ValueError):
     """An argument has a wrong type or value, and no more specific error fits."""
+
+
+class DataError(FaceEditError, ValueError):
+    """A training set is empty, unreadable as a whole, or its labels or splits contradict it."""
+
+
+class DivergedError(FaceEditError, ArithmeticError):
+    """A training's loss or gradient is not finite any more."""

@@ -17,7 +17,8 @@ from faceedit.cli import commands, conversion
 from faceedit.faces import Face
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.train import __main__ as train
-from faceedit.train import evaluate_frame
+from faceedit.train import config, evaluate_frame
+from faceedit.train.encoder import EncoderRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,7 +39,7 @@ def shell_commands(document):
 
 def test_every_block_of_code_says_its_language():
     found = {kind for document in DOCUMENTS for kind, _ in FENCE.findall(document.read_text())}
-    assert found == {"python", "sh"}
+    assert found == {"python", "sh", "toml"}
     assert sum(document.read_text().count("\n```") for document in DOCUMENTS) % 2 == 0
 
 
@@ -118,6 +119,13 @@ def test_other_commands_name_what_is_there(document):
             assert set(words[1:]) <= set(targets), words
         elif words[0] == "python" and words[1] != "-m":
             assert (ROOT / words[1]).is_file(), words
+
+
+@documents
+def test_recipes_are_accepted(document, tmp_path):
+    for text in blocks(document, "toml"):
+        (tmp_path / "recipe.toml").write_text(text)
+        config.make_recipe(EncoderRecipe, {"out": "run", **config.read_toml(tmp_path / "recipe.toml")})
 
 
 # Links and facts

@@ -25,6 +25,8 @@ from faceedit import errors
         ("MissingDependencyError", ImportError),
         ("ConversionError", ValueError),
         ("UsageError", ValueError),
+        ("DataError", ValueError),
+        ("DivergedError", ArithmeticError),
     ],
 )
 def test_each_error_is_caught_as_its_builtin_and_keeps_its_message(name, builtin):

@@ -1,16 +1,23 @@
-"""``python -m faceedit.train STAGE ...``: run one stage of training, by name."""
+"""``python -m faceedit.train STAGE ...``: run one stage of training, by name.
+
+In several processes: ``torchrun --nproc_per_node=2 -m faceedit.train STAGE ...``.
+"""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
+
+from faceedit.errors import ConfigError, FaceEditError, UsageError
 
 # Stage -> (module, what it makes). A module is imported only when its stage runs.
 STAGES = {
     "classifier": ("classifier", "the CelebA attribute classifier that labels generated faces"),
     "directions": ("fit_directions", "attribute directions fitted on labelled generated faces"),
-    "frame": ("frame", "the network that finds a face's crop frame"),
+    "landmarks": ("frame", "the network that finds a face's crop frame, in place of landmarks"),
     "encoder": ("encoder", "the encoder: picture to W+ and content maps"),
+    "style": ("style", "the paper's style branch: learned, sparse directions"),
     "preview": ("preview", "the generator's early-exit image head"),
     "identity": ("identity", "the face identity network that the encoder's loss uses"),
     "crops": ("crops", "aligned crops of real photographs for the encoder"),
@@ -32,18 +39,27 @@ def main(argv: list[str]) -> int:
         argv: The stage's name, then its own arguments.
 
     Returns:
-        The exit status: that of the stage, or 2 where none or an unknown one was named.
+        The exit status: that of the stage, 1 where it failed with an error of ours, 2 where a stage or
+        an argument is not one.
     """
     if argv[:1] in (["-h"], ["--help"]):
         print(usage())
         return 0
     if not argv or argv[0] not in STAGES:
         if argv:
-            print(f"unknown stage {argv[0]!r}", file=sys.stderr)
+            close = difflib.get_close_matches(argv[0], STAGES)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            print(f"unknown stage {argv[0]!r}{hint}", file=sys.stderr)
         print(usage(), file=sys.stderr)
         return 2
     module = importlib.import_module(f"faceedit.train.{STAGES[argv[0]][0]}")
-    return module.main(argv[1:])
+    try:
+        return module.main(argv[1:])
+    except FaceEditError as error:
+        print(f"{argv[0]}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, (ConfigError, UsageError)) else 1
+    finally:
+        importlib.import_module("faceedit.train.processes").leave()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from faceedit.errors import CheckpointError
 from faceedit.models.mobile_stylegan import MobileStyleGAN
+
+log = logging.getLogger(__name__)
 
 
 def save_tensors(
@@ -21,8 +25,11 @@ def save_tensors(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, dict(metadata or {}))
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, dict(metadata or {}))
+    with open(partial, "rb+") as file:
+        os.fsync(file.fileno())
     os.replace(partial, path)
+    _names_to_disk(path.parent)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -42,14 +49,61 @@ def load_generator(path: str | Path) -> MobileStyleGAN:
 
 
 def save_state(state: dict, path: str | Path) -> None:
-    """Write trainer state (optimizer, step, random states) atomically with ``torch.save``."""
+    """Write trainer state with ``torch.save``, so that a kill at any moment leaves a whole file.
+
+    The state before stays beside it, as ``<stem>.previous<suffix>``.
+
+    Args:
+        state: Tensors and plain containers only.
+        path: Of the file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
+    with open(partial, "wb") as file:
+        torch.save(state, file)
+        os.fsync(file.fileno())
+    if path.exists():
+        os.replace(path, _previous(path))
     os.replace(partial, path)
+    _names_to_disk(path.parent)
 
 
-def load_state(path: str | Path) -> dict:
-    """Read what :func:`save_state` wrote; tensors and plain containers only."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def load_state(path: str | Path) -> dict | None:
+    """Read the last whole state that :func:`save_state` wrote.
+
+    Returns:
+        The state; the one before where the last is damaged or missing; None where there is neither.
+
+    Raises:
+        CheckpointError: There are files, and none can be read.
+    """
+    path, damage = Path(path), None
+    for candidate in (path, _previous(path)):
+        if not candidate.exists():
+            continue
+        try:
+            return torch.load(candidate, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises many kinds at a damaged file
+            log.warning("%s is damaged (%s); looking for the state before it", candidate, error)
+            damage = error
+    if damage is None:
+        return None
+    raise CheckpointError(
+        f"The training state {str(path)!r} is damaged, and so is the one before it, if there is one. Restore one "
+        "of them, or start in another folder."
+    ) from damage
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _names_to_disk(folder: Path) -> None:
+    """Make renames in a folder last; Windows has no such call and needs none."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,16 +1,15 @@
 """Aligned crops of real photographs for the encoder's training, cut once and kept.
 
-``python -m faceedit.train crops --photos DIR --landmarks FIVE_POINT.dat --generator FILE --out FILE``
+``python -m faceedit.train crops --photos DIR --out FILE [--landmarks FIVE_POINT.dat --generator FILE]``
 
-Five landmarks (dlib's 5-point file, CC0: four eye corners and the nose) do not give an FFHQ frame
-by its formula, which needs the mouth. Generated faces are aligned already, so how their frame
-hangs on the five points is a small linear regression, and its error is known.
+Frames come from the packaged frame net, or from dlib's 5-point landmarks (CC0: four eye corners and the
+nose). Those do not give an FFHQ frame by its formula, which needs the mouth. Generated faces are aligned
+already, so how their frame hangs on the five points is a small linear regression, and its error is known.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from faceedit.crop import CropFrame, extract
-from faceedit.errors import FaceEditError
-from faceedit.faces import detect, landmarks
-from faceedit.images import read
+from faceedit.crop import CropFrame
+from faceedit.errors import UsageError
+from faceedit.faces import Box, detect, find, landmarks
 from faceedit.models.generator import Generator
 from faceedit.train.checkpoint import load_generator
+from faceedit.train.data import load_faces
 from faceedit.train.synthetic import mixed_latents
 
 log = logging.getLogger(__name__)
@@ -83,38 +82,33 @@ def fit(generator: Generator, predictor: Path, n: int = 120, seed: int = 11) -> 
     return FivePointFrame(np.stack(points), frames)
 
 
-def cut(photos: Path, predictor: Path, to_frame: FivePointFrame, size: int) -> NDArray[np.uint8]:
-    """Crops ``(N, size, size, 3)`` uint8 of the photographs listed in ``photos/index.csv``.
+class FivePointFramer:
+    """A framer (see `faceedit.train.data.Framer`) by dlib's 5-point landmarks."""
 
-    A photo that cannot be read is reported and skipped.
-    """
-    crops = []
-    with open(photos / "index.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in tqdm(rows, desc="crops"):
-        try:
-            box = [float(v) for v in row["face_box"].split()]
-            pixels = read(photos / "images" / row["file"]).pixels
-            frame = to_frame(landmarks(pixels, box, predictor, points=5))
-        except (FaceEditError, ValueError) as error:
-            log.warning("skipped %s: %s", row["file"], error)
-            continue
-        frame = CropFrame(frame.center, tuple(MARGIN * v for v in frame.x_axis))
-        crops.append((extract(pixels, frame, size) * 255).round().byte().permute(1, 2, 0).numpy())
-    return np.stack(crops)
+    def __init__(self, to_frame: FivePointFrame, predictor: Path) -> None:
+        self.to_frame, self.predictor = to_frame, predictor
+        numbers = np.concatenate((to_frame.to_center, to_frame.to_axis))
+        self.key = f"five points {' '.join(f'{v:.6f}' for v in numbers)}"
+
+    def __call__(self, pixels: NDArray[np.uint8], box: Box | None) -> CropFrame:
+        return self.to_frame(landmarks(pixels, box or find(pixels)[0].box, self.predictor, points=5))
 
 
 def main(argv: list[str]) -> int:
     """Command line entry; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="faceedit.train crops", description=__doc__)
-    parser.add_argument("--photos", type=Path, required=True, help="folder with images/ and index.csv")
-    parser.add_argument("--landmarks", type=Path, required=True, help="dlib's 5-point predictor file")
-    parser.add_argument("--generator", required=True, help="generator with a preview head")
-    parser.add_argument("--out", required=True, help=".npy file of uint8 crops")
+    parser.add_argument("--photos", type=Path, required=True, help="folder in a layout that docs/train.md lists")
+    parser.add_argument("--landmarks", type=Path, help="dlib's 5-point predictor file; none: the packaged frame net")
+    parser.add_argument("--generator", help="generator with a preview head, for --landmarks")
+    parser.add_argument("--out", required=True, help=".npy file of uint8 crops; a .json beside it has their names")
     parser.add_argument("--size", type=int, default=288)
     args = parser.parse_args(argv)
+    if (args.landmarks is None) != (args.generator is None):
+        raise UsageError("--landmarks and --generator go together: frames by five points are fitted on generated faces")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    crops = cut(args.photos, args.landmarks, fit(load_generator(args.generator), args.landmarks), args.size)
-    np.save(args.out, crops)
-    print(f"{len(crops)} crops of {args.size} px, {MARGIN} times the frame, written to {args.out}")
+    framer = None
+    if args.landmarks is not None:
+        framer = FivePointFramer(fit(load_generator(args.generator), args.landmarks), args.landmarks)
+    faces = load_faces(args.photos, args.out, size=args.size, margin=MARGIN, framer=framer)
+    print(f"{len(faces)} crops of {args.size} px, {MARGIN} times the frame, in {args.out}")
     return 0

@@ -1,4 +1,4 @@
-"""Train the network that finds crop frames: ``python -m faceedit.train frame``.
+"""Train the network that finds crop frames: ``python -m faceedit.train landmarks``.
 
 Generated faces come out aligned as FFHQ is, so a random window on one, and where the whole picture
 lies seen from that window, is a labelled pair that costs nothing and needs no landmarks.
@@ -296,7 +296,7 @@ def save(net: FrameNet, path: Path) -> None:
 def main(argv: Sequence[str]) -> int:
     """Command line entry; see the module's docstring."""
     summary = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="faceedit.train frame", description=summary)
+    parser = argparse.ArgumentParser(prog="faceedit.train landmarks", description=summary)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--generator", help="generator with preview head, safetensors")
     source.add_argument("--faces", type=Path, help="its faces instead, (N, 256, 256, 3) uint8 .npy")

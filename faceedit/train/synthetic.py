@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from faceedit.models.generator import Generator
+from faceedit.train import processes
+from faceedit.train.data import Faces, digest, kept
 
 
 @torch.no_grad()
@@ -47,3 +56,31 @@ def mixed_latents(
     if jitter:
         codes = codes + jitter * scale * torch.randn(n, rows, dim, generator=random)
     return codes
+
+
+def generated_faces(generator: Generator, latents: Tensor, keep: str | Path) -> Faces:
+    """Pictures of codes, by the preview in bfloat16: drawn at the first call and kept.
+
+    Args:
+        generator: With a preview; it is left as it is.
+        latents: ``(N, n_styles, 512)``.
+        keep: ``.npy`` file for the pictures.
+
+    Returns:
+        N faces, in the order of the codes.
+    """
+    fast = copy.deepcopy(generator).bfloat16().to(memory_format=torch.channels_last)
+    device = next(fast.parameters()).device
+
+    @torch.no_grad()
+    def draw(code: Tensor) -> NDArray[np.uint8]:
+        picture = fast.preview(code.to(device, torch.bfloat16))[0].float().clamp(-1, 1)
+        return ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+
+    def rows() -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        bar = tqdm(latents.split(1), desc="generated faces", mininterval=5, disable=processes.rank() > 0)
+        for i, code in enumerate(bar):
+            yield f"{i:05d}", draw(code)
+
+    key = {"generator": digest(fast.state_dict().values()), "codes": digest([latents])}
+    return kept(keep, key, draw(latents[:1]).shape, rows)
