@@ -160,7 +160,9 @@ class Reference:
         weight = self.t[f"{name}.weight"][0]
         return modulated(x, weight / np.sqrt(np.prod(weight.shape[1:])), style, **options)
 
-    def draw(self, code: np.ndarray, noise: list[np.ndarray] | None = None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def draw(
+        self, code: np.ndarray, noise: list[np.ndarray] | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """One code ``(rows, 512)`` to the sum of images and the features of every level."""
         x, image = self.t["input.input"][0], None
         images, features = [], []

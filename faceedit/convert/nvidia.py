@@ -81,7 +81,8 @@ def generator(tensors: Mapping[str, Tensor], conv_clamp: float | None = None) ->
     for side in sides:
         block = f"synthesis.b{side}"
         first = f"{block}.conv0.bias" if side > 4 else f"{block}.const"
-        channels.append(size_along(tensors, [(first, 0), (f"{block}.conv1.bias", 0), (f"{block}.torgb.weight", 1)], _LAYOUT))
+        places = [(first, 0), (f"{block}.conv1.bias", 0), (f"{block}.torgb.weight", 1)]
+        channels.append(size_along(tensors, places, _LAYOUT))
     with torch.device("meta"):
         made = StyleGAN2(
             sides[-1], style_dim=style_dim, mapping_layers=depth, channels=channels, conv_clamp=conv_clamp
@@ -100,8 +101,10 @@ def generator(tensors: Mapping[str, Tensor], conv_clamp: float | None = None) ->
     for level, (side, width) in enumerate(zip(sides, channels, strict=True)):
         block = f"synthesis.b{side}"
         filters[f"{block}.resample_filter"] = 1.0
-        convs = [(f"levels.{level - 1}.conv{i + 1}", f"{block}.conv{i}") for i in (0, 1)] if level else [("first", f"{block}.conv1")]
-        for key, name in convs:
+        convs = {"first": f"{block}.conv1"}
+        if level:
+            convs = {f"levels.{level - 1}.conv{i + 1}": f"{block}.conv{i}" for i in (0, 1)}
+        for key, name in convs.items():
             shape = shapes[f"{key}.weight"]
             sources |= {
                 f"{key}.weight": Source(f"{name}.weight", shape, (9 * shape[1]) ** -0.5),

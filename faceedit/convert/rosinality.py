@@ -51,7 +51,8 @@ def generator(tensors: Mapping[str, Tensor], latent_avg: Tensor | None = None) -
             key = f"mapping.layers.{i}.{part}"
             sources[key] = Source(f"style.{i + 1}.{part}", shapes[key], scale)
     for number in range(2 * n_levels - 1):
-        key, name = ("first", _conv(0)) if not number else (f"levels.{(number - 1) // 2}.conv{2 - number % 2}", _conv(number))
+        name = _conv(number)
+        key = f"levels.{(number - 1) // 2}.conv{2 - number % 2}" if number else "first"
         shape = shapes[f"{key}.weight"]
         side = shapes[f"{key}.noise"]
         sources |= {
@@ -96,5 +97,5 @@ def _row(latent_avg: Tensor) -> Tensor:
     """One row of the mean latent, which some checkpoints repeat for every layer."""
     rows = latent_avg.reshape(-1, latent_avg.shape[-1]) if latent_avg.ndim else latent_avg.reshape(1, 1)
     if not torch.equal(rows, rows[:1].expand_as(rows)):
-        raise CheckpointError(f"latent_avg of shape {tuple(latent_avg.shape)} has rows that differ: it must be one code.")
+        raise CheckpointError(f"latent_avg, {tuple(latent_avg.shape)}, has rows that differ: it must be one code.")
     return rows[0]

@@ -57,6 +57,7 @@ def size_along(tensors: Mapping[str, Tensor], places: Sequence[tuple[str, int]],
         CheckpointError: None of the tensors is there.
     """
     votes = [tensors[name].shape[axis] for name, axis in places if name in tensors and tensors[name].ndim > axis]
+    votes = [vote for vote in votes if vote]
     if not votes:
         names = ", ".join(name for name, _ in places)
         raise CheckpointError(f"The tensors are not a StyleGAN2 generator as {layout} has it: missing {names}.")
@@ -103,7 +104,7 @@ def fill(
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
     for name, gain in filters.items():
         if not torch.allclose(tensors[name].float().cpu(), torch.outer(taps, taps) * (gain / 64), atol=1e-4):
-            raise CheckpointError(f"{name} is not the filter [1, 3, 3, 1]: networks with other filters are not supported.")
+            raise CheckpointError(f"{name} is not the filter [1, 3, 3, 1], the only one that is supported.")
     ours = generator.state_dict()
     state = {
         # As single-precision products, which is what the original computes at run time.

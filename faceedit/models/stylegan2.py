@@ -188,12 +188,16 @@ class StyleGAN2(Generator):
         return tuple(torch.randn(n, 1, side, side, generator=random).to(self.mean_latent) for side in sides)
 
     def _walk(
-        self, latents: Tensor, hook: LevelHook | None, noise: Sequence[Tensor] | None, last: int
-    ) -> GeneratorOutput:
-        """Features of levels 0..last, and the sum of their images."""
+        self,
+        latents: Tensor,
+        hook: LevelHook | None,
+        noise: Sequence[Tensor] | None,
+        last: int,
+        features: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The sum of the images of levels 0..last; their features are added to a list, if given."""
         x = self.constant.expand(len(latents), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         image: Tensor | None = None
-        features = []
         for level in range(last + 1):
             rows = self.style_rows(level)
             module = self.levels[level - 1] if level else self.first
@@ -204,26 +208,31 @@ class StyleGAN2(Generator):
                 x = module(*inputs)
             if hook is not None:
                 x = hook(level, x)
-            features.append(x)
+            if features is not None:
+                features.append(x)
             rgb = self.heads[level](x, latents[:, 2 * level + 1])
             image = rgb if image is None else upsample(image) + rgb
-        return GeneratorOutput(image, tuple(features))
+        return image
 
     def synthesize(
         self, latents: Tensor, hook: LevelHook | None = None, noise: Sequence[Tensor] | None = None
     ) -> GeneratorOutput:
         """As every generator; ``noise``, as from :meth:`random_noise`, replaces the stored maps."""
-        return self._walk(latents, hook, noise, len(self.levels))
+        features: list[Tensor] = []
+        image = self._walk(latents, hook, noise, len(self.levels), features)
+        return GeneratorOutput(image, tuple(features))
 
     def forward(self, latents: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
-        return self.synthesize(latents, noise=noise).image
+        return self._walk(latents, None, noise, len(self.levels))
 
     def preview(self, latents: Tensor, hook: LevelHook | None = None, noise: Sequence[Tensor] | None = None) -> Tensor:
         """``(B, 3, S, S)``: the sum of the images up to 256 px, or up to half the resolution.
 
-        The rows of W+ that only finer levels read do not reach it.
+        The rows of W+ that only finer levels read do not reach it, nor does what the finer image
+        heads add, which need not be detail alone (figure 8 of the paper): it is what the network
+        has drawn so far, not the picture reduced.
         """
-        return self._walk(latents, hook, noise, self.preview_level).image
+        return self._walk(latents, hook, noise, self.preview_level)
 
 
 def level_sizes(size: int) -> tuple[int, ...]:
