@@ -91,6 +91,7 @@ class Directions:
         ranges: Name to the lowest and highest strength at which edits were looked at and found
             plausible; (-1, 1) where not given.
         licence: Under what terms the directions may be passed on.
+        shape: ``(n_styles, dim)`` that they must have; needed for an empty set.
 
     Raises:
         UsageError: If shapes differ, values are not finite, an alias or range belongs to no
@@ -104,16 +105,17 @@ class Directions:
         aliases: Mapping[str, Sequence[str]] | None = None,
         ranges: Mapping[str, Sequence[float]] | None = None,
         licence: str = "",
+        shape: tuple[int, int] | None = None,
     ) -> None:
-        if not vectors:
-            raise UsageError("a set of directions needs at least one")
+        if not vectors and shape is None:
+            raise UsageError("a set of directions needs at least one, or the shape that they would have")
         kept = {_fold(name): vector.detach().clone() for name, vector in vectors.items()}
         if len(kept) < len(vectors):
             raise UsageError(f"two directions have the same name: {', '.join(vectors)}")
-        shape = next(iter(kept.values())).shape
+        self._shape = tuple(next(iter(kept.values())).shape) if shape is None else tuple(shape)
         for name, vector in kept.items():
-            if vector.ndim != 2 or vector.shape != shape:
-                raise UsageError(f"direction {name!r} has shape {tuple(vector.shape)}, expected {tuple(shape)} (rows, dim)")
+            if vector.ndim != 2 or vector.shape != self._shape:
+                raise UsageError(f"direction {name!r} has shape {tuple(vector.shape)}, expected {self._shape} (rows, dim)")
             if not vector.is_floating_point() or not bool(vector.isfinite().all()):
                 raise UsageError(f"direction {name!r} holds values that are not finite floating-point numbers")
         if aliases is None:
@@ -163,7 +165,7 @@ class Directions:
     @property
     def shape(self) -> tuple[int, int]:
         """``(n_styles, dim)`` of every direction."""
-        return tuple(next(iter(self._vectors.values())).shape)
+        return self._shape
 
     def __repr__(self) -> str:
         return f"Directions({', '.join(self.names)}; {self.shape[0]}x{self.shape[1]})"
@@ -214,7 +216,8 @@ class Directions:
         Source: equation (1) of Yin et al., "Expanding the Latent Space of StyleGAN for Real Face
         Editing".
         """
-        total = torch.zeros_like(next(iter(self._vectors.values())))
+        like = next(iter(self._vectors.values()), torch.empty(0))
+        total = like.new_zeros(self._shape)
         for name, strength in self.check(strengths).items():
             total = total + strength * self._vectors[name]
         return total
@@ -222,12 +225,14 @@ class Directions:
     def with_rows(self, n_styles: int) -> Directions:
         """Return the same directions for a generator with ``n_styles`` rows; see :func:`translate_rows`."""
         vectors = {name: translate_rows(vector, n_styles) for name, vector in self._vectors.items()}
-        return Directions(vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence)
+        return Directions(
+            vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence, shape=(n_styles, self._shape[1])
+        )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Directions:
         """Return the same directions on another device or in another floating-point type."""
         vectors = {name: vector.to(device=device, dtype=dtype) for name, vector in self._vectors.items()}
-        return Directions(vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence)
+        return Directions(vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence, shape=self._shape)
 
     def merge(self, other: Directions) -> Directions:
         """Return these directions together with others of the same shape.
@@ -243,6 +248,7 @@ class Directions:
             aliases={**self.aliases, **other.aliases},
             ranges={**self._ranges, **other._ranges},
             licence="; ".join(dict.fromkeys(filter(None, (self._licence, other._licence)))),
+            shape=self._shape,
         )
 
     # --- files ------------------------------------------------------------------------------
@@ -260,12 +266,18 @@ class Directions:
         return {"attributes": attributes, "licence": self._licence}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], description: Mapping[str, object]) -> Directions:
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        description: Mapping[str, object],
+        shape: tuple[int, int] | None = None,
+    ) -> Directions:
         """Build the set from a checkpoint's parts.
 
         Args:
             tensors: From :meth:`to_tensors`; keys without the prefix are of other networks and left.
             description: From :meth:`describe`.
+            shape: ``(n_styles, dim)`` of the generator, where it is known.
 
         Raises:
             CheckpointError: If tensors and description do not name the same directions, or do not
@@ -281,6 +293,7 @@ class Directions:
                 aliases={name: entry["aliases"] for name, entry in attributes.items()},
                 ranges={name: entry["range"] for name, entry in attributes.items()},
                 licence=str(description.get("licence", "")),
+                shape=shape,
             )
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise CheckpointError(f"the description of the directions is not valid: {error}") from error

@@ -143,6 +143,7 @@ class FaceEditor:
                 {"name": name, "aliases": info.aliases, "range": info.range}
                 for name, info in config.attributes.items()
             ]},
+            (generator.n_styles, generator.style_dim),
         )
         readme = folder / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else ""

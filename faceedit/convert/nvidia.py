@@ -8,15 +8,52 @@ has none; stylegan3's default is 256).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from faceedit.convert.builders import Record
 from faceedit.convert.stylegan2 import Source, fill, highest, size_along
+from faceedit.errors import ConversionError
 from faceedit.models.stylegan2 import StyleGAN2
 
 _LAYOUT = "NVIDIA's stylegan2-ada-pytorch"
 _MAPPING_RATE = 0.01
+_MAX_DEPTH, _MAX_MODULES = 8, 10_000  # of a forged pickle's modules, which may contain themselves
+
+
+def tensors(network: Record) -> tuple[dict[str, Tensor], float | None]:
+    """What :func:`generator` takes, from a network as `faceedit.convert.unpickle` gives it.
+
+    Raises:
+        ConversionError: It is no module, or holds something other than modules and tensors.
+    """
+    found: dict[str, Tensor] = {}
+    clamps: set[float | None] = set()
+    waiting: list[tuple[str, Any]] = [("", network)]
+    for _ in range(_MAX_MODULES):
+        if not waiting:
+            break
+        name, module = waiting.pop()
+        state = module.state if isinstance(module, Record) else {}
+        parts = [state.get(f"_{kind}") for kind in ("modules", "parameters", "buffers")]
+        if not all(isinstance(part, dict) for part in parts) or name.count(".") > _MAX_DEPTH:
+            raise ConversionError(f"{name.rstrip('.') or 'G_ema'} is no module of NVIDIA's networks")
+        modules, *own = parts
+        waiting += [(f"{name}{key}.", value) for key, value in modules.items() if value is not None]
+        for key, value in ((key, value) for part in own for key, value in part.items() if value is not None):
+            if not isinstance(value, Tensor):
+                raise ConversionError(f"{name}{key} is a {type(value).__name__} where a tensor belongs")
+            found[f"{name}{key}"] = value
+        clamp = state.get("conv_clamp", ...)
+        if clamp is None or type(clamp) in (int, float) and clamp > 0:
+            clamps.add(clamp)
+    else:
+        raise ConversionError("it has modules without end")
+    if len(clamps) > 1:
+        raise ConversionError(f"its layers clamp at different values: {', '.join(map(str, clamps))}")
+    return found, clamps.pop() if clamps else None
 
 
 def generator(tensors: Mapping[str, Tensor], conv_clamp: float | None = None) -> StyleGAN2:

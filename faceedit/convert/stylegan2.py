@@ -14,6 +14,7 @@ from faceedit.errors import CheckpointError
 from faceedit.models.stylegan2 import StyleGAN2
 
 _LISTED = 5  # names in a message
+_HIGHEST = 4096  # number in a name, sizes in pixels among them; a forged one would have us build for hours
 
 
 class Source(NamedTuple):
@@ -39,6 +40,8 @@ def highest(tensors: Iterable[str], pattern: str, layout: str) -> int:
     found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
     if not found:
         raise CheckpointError(f"The tensors are not a StyleGAN2 generator as {layout} has it: none is named {pattern}.")
+    if max(found) > _HIGHEST:
+        raise CheckpointError(f"The tensors are not a StyleGAN2 generator: {pattern} counts to {max(found)}.")
     return max(found)
 
 
