@@ -29,7 +29,7 @@ from faceedit.errors import (
     UsageError,
 )
 
-__all__ = ["ALIASES", "Directions"]
+__all__ = ["ALIASES", "Directions", "translate_rows"]
 
 FORMAT = "faceedit-directions-1"
 PREFIX = "directions."
@@ -51,6 +51,37 @@ def _fold(name: str) -> str:
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
+def translate_rows(rows: Tensor, n_styles: int) -> Tensor:
+    """Take W+ codes or directions to a generator of the same W with another number of rows.
+
+    The rows of StyleGAN2 (18 at 1024 px, two fewer for each halving) and those of MobileStyleGAN (16)
+    mean the same one by one, from the 4x4 convolution up. Going down to fewer rows, the finest are
+    dropped: of StyleGAN2's 18, MobileStyleGAN keeps 0 to 14 for its convolutions, hands row 15 to its
+    image head and has nothing that 16 and 17 could act on. Going up, the last row repeats, so that a
+    direction of W, one row, becomes that row everywhere.
+
+    Args:
+        rows: ``(..., n, dim)``, or ``(dim,)``: one code or direction of W.
+        n_styles: Rows of the generator that is to take them.
+
+    Returns:
+        ``(..., n_styles, dim)``.
+
+    Raises:
+        UsageError: There is no row, or none is asked for.
+    """
+    if rows.ndim == 1:
+        rows = rows[None]
+    if rows.ndim < 2 or not rows.shape[-2]:
+        raise UsageError(f"codes and directions have shape (..., rows, dim), not {tuple(rows.shape)}")
+    if isinstance(n_styles, bool) or not isinstance(n_styles, int) or n_styles < 1:
+        raise UsageError(f"a generator has at least one row of W+, not {n_styles!r}")
+    missing = n_styles - rows.shape[-2]
+    if missing <= 0:
+        return rows[..., :n_styles, :]
+    return torch.cat([rows, rows[..., -1:, :].expand(*rows.shape[:-2], missing, -1)], -2)
+
+
 class Directions:
     """An immutable set of named attribute directions.
 
@@ -65,6 +96,7 @@ class Directions:
         descriptions: Name to one line for people.
         success: Name to what was measured of it, as JSON values.
         generator: Which generator's W+ they belong to, for messages; "" where not known.
+        shape: ``(n_styles, dim)`` that they must have; needed for an empty set.
 
     Raises:
         UsageError: If shapes differ, values are not finite, an alias, range, description or
@@ -81,16 +113,17 @@ class Directions:
         descriptions: Mapping[str, str] | None = None,
         success: Mapping[str, Mapping[str, Any]] | None = None,
         generator: str = "",
+        shape: tuple[int, int] | None = None,
     ) -> None:
-        if not vectors:
-            raise UsageError("a set of directions needs at least one")
+        if not vectors and shape is None:
+            raise UsageError("a set of directions needs at least one, or the shape that they would have")
         kept = {_fold(name): vector.detach().clone() for name, vector in vectors.items()}
         if len(kept) < len(vectors):
             raise UsageError(f"two directions have the same name: {', '.join(vectors)}")
-        shape = next(iter(kept.values())).shape
+        self._shape = tuple(next(iter(kept.values())).shape) if shape is None else tuple(shape)
         for name, vector in kept.items():
-            if vector.ndim != 2 or vector.shape != shape:
-                raise UsageError(f"direction {name!r} has shape {tuple(vector.shape)}, expected {tuple(shape)} (rows, dim)")
+            if vector.ndim != 2 or vector.shape != self._shape:
+                raise UsageError(f"direction {name!r} has shape {tuple(vector.shape)}, expected {self._shape} (rows, dim)")
             if not vector.is_floating_point() or not bool(vector.isfinite().all()):
                 raise UsageError(f"direction {name!r} holds values that are not finite floating-point numbers")
         if aliases is None:
@@ -166,7 +199,7 @@ class Directions:
     @property
     def shape(self) -> tuple[int, int]:
         """``(n_styles, dim)`` of every direction."""
-        return tuple(next(iter(self._vectors.values())).shape)
+        return self._shape
 
     def __repr__(self) -> str:
         return f"Directions({', '.join(self.names)}; {self.shape[0]}x{self.shape[1]})"
@@ -217,17 +250,25 @@ class Directions:
         Source: equation (1) of Yin et al., "Expanding the Latent Space of StyleGAN for Real Face
         Editing".
         """
-        total = torch.zeros_like(next(iter(self._vectors.values())))
+        like = next(iter(self._vectors.values()), torch.empty(0))
+        total = like.new_zeros(self._shape)
         for name, strength in self.check(strengths).items():
             total = total + strength * self._vectors[name]
         return total
+
+    def with_rows(self, n_styles: int) -> Directions:
+        """Return the same directions for a generator with ``n_styles`` rows; see :func:`translate_rows`."""
+        vectors = {name: translate_rows(vector, n_styles) for name, vector in self._vectors.items()}
+        return Directions(
+            vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence, shape=(n_styles, self._shape[1])
+        )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Directions:
         """Return the same directions on another device or in another floating-point type."""
         vectors = {name: vector.to(device=device, dtype=dtype) for name, vector in self._vectors.items()}
         return Directions(
             vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence,
-            descriptions=self._descriptions, success=self._success, generator=self._generator,
+            descriptions=self._descriptions, success=self._success, generator=self._generator, shape=self._shape,
         )  # fmt: skip
 
     def merge(self, other: Directions, *, replace: bool = False) -> Directions:
@@ -258,6 +299,7 @@ class Directions:
             descriptions=both(self._descriptions, other._descriptions),
             success=both(self._success, other._success),
             generator=self._generator or other._generator,
+            shape=self._shape,
         )
 
     # --- files ------------------------------------------------------------------------------
@@ -281,12 +323,18 @@ class Directions:
         return {"attributes": attributes, "licence": self._licence, "generator": self._generator}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], description: Mapping[str, object]) -> Directions:
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        description: Mapping[str, object],
+        shape: tuple[int, int] | None = None,
+    ) -> Directions:
         """Build the set from a checkpoint's parts.
 
         Args:
             tensors: From :meth:`to_tensors`; keys without the prefix are of other networks and left.
             description: From :meth:`describe`; what earlier releases did not write may be missing.
+            shape: ``(n_styles, dim)`` of the generator, where it is known.
 
         Raises:
             CheckpointError: If tensors and description do not name the same directions, or do not
@@ -305,6 +353,7 @@ class Directions:
                 descriptions={name: entry["description"] for name, entry in attributes.items() if entry.get("description")},
                 success={name: entry["success"] for name, entry in attributes.items() if entry.get("success")},
                 generator=str(description.get("generator", "")),
+                shape=shape,
             )
         except CheckpointError:
             raise

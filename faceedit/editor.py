@@ -30,6 +30,7 @@ from faceedit.models.frame_net import FrameNet
 from faceedit.models.generator import Generator
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
+from faceedit.models.stylegan2 import StyleGAN2
 from faceedit.results import EditedFace, EditResult, Inversion
 
 __all__ = ["FaceEditor"]
@@ -37,7 +38,7 @@ __all__ = ["FaceEditor"]
 Progress = Callable[[int, int, float], None]
 """Called as ``progress(step, steps, loss)`` after every refinement step."""
 
-_GENERATORS: Mapping[str, type[Generator]] = {"mobile_stylegan": MobileStyleGAN}
+_GENERATORS: Mapping[str, type[Generator]] = {"mobile_stylegan": MobileStyleGAN, "stylegan2": StyleGAN2}
 _ENCODERS: Mapping[str, type[Encoder]] = {
     "efficientnet_lite": EfficientNetEncoder,
     "psp": GradualStyleEncoder,
@@ -144,6 +145,7 @@ class FaceEditor:
                  "description": info.description, "success": info.success}
                 for name, info in config.attributes.items()
             ], "generator": config.generator.name},
+            (generator.n_styles, generator.style_dim),
         )
         readme = folder / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
@@ -593,7 +595,7 @@ def _build(kinds: Mapping[str, type], name: str, options: Mapping[str, Any]) -> 
         raise ConfigError(f"config.json names the network {name!r}; this release knows {', '.join(kinds)}.")
     try:
         return kinds[name](**options)
-    except TypeError as error:
+    except (TypeError, UsageError) as error:
         raise ConfigError(f"config.json gives {name} options that it does not take: {error}") from None
 
 

@@ -124,8 +124,8 @@ class MissingDependencyError(FaceEditError, ImportError):
     """An optional package is needed for what was asked and is not installed."""
 
 
-class ConversionError(FaceEditError, ValueError):
-    """A foreign checkpoint does not have the layout that its converter reads."""
+class ConversionError(CheckpointError):
+    """A foreign file is damaged, dangerous, or not in a layout that its converter reads."""
 
 
 class UsageError(FaceEditError, ValueError):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from faceedit.config import AttributeInfo
-from faceedit.directions import ALIASES, Directions
+from faceedit.directions import ALIASES, Directions, translate_rows
 from faceedit.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -191,3 +191,58 @@ def test_replacing_gives_every_shared_name_to_the_other_set(directions):
     assert merged.resolve("happy") == "grin" and merged.resolve("smiling") == "smile"
     assert merged.aliases["age"] == () and dict(merged.ranges)["smile"] == (-1.5, 2.0)
     assert set(merged.names) == {*ALIASES, "grin"}
+
+
+# Rows of other generators
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)], ids=["direction", "codes", "batches of codes"])
+def test_eighteen_rows_become_sixteen_by_leaving_out_the_finest_two(lead):
+    rows = torch.randn(*lead, 18, 8)
+    fewer = translate_rows(rows, 16)
+    assert fewer.shape == (*lead, 16, 8)
+    assert torch.equal(fewer, rows[..., :16, :])
+    assert torch.equal(translate_rows(rows, 18), rows)
+
+
+@pytest.mark.parametrize("lead", [(), (2,)], ids=["direction", "codes"])
+def test_sixteen_rows_become_eighteen_by_repeating_the_image_heads(lead):
+    rows = torch.randn(*lead, 16, 8)
+    more = translate_rows(rows, 18)
+    assert torch.equal(more[..., :16, :], rows)
+    assert torch.equal(more[..., 16, :], rows[..., 15, :]) and torch.equal(more[..., 17, :], rows[..., 15, :])
+    assert torch.equal(translate_rows(more, 16), rows)  # nothing is lost on the way there
+
+
+def test_smaller_networks_have_fewer_rows():
+    rows = torch.randn(14, 8)  # StyleGAN2 of 256 px
+    assert torch.equal(translate_rows(rows, 16)[14:], rows[-1:].expand(2, -1))
+    assert torch.equal(translate_rows(translate_rows(rows, 18), 14), rows)
+
+
+def test_a_direction_of_w_goes_to_every_row():
+    w = torch.randn(8)
+    assert torch.equal(translate_rows(w, 16), w.expand(16, -1))
+    assert torch.equal(translate_rows(w[None], 16), w.expand(16, -1))
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(()), torch.zeros(0, 8)])
+def test_rows_that_are_none_are_refused(rows):
+    with pytest.raises(UsageError, match="rows"):
+        translate_rows(rows, 16)
+
+
+@pytest.mark.parametrize("n_styles", [0, -1, True, 16.0])
+def test_a_number_of_rows_that_is_none_is_refused(n_styles):
+    with pytest.raises(UsageError, match="row"):
+        translate_rows(torch.zeros(18, 8), n_styles)
+
+
+def test_a_set_is_translated_with_all_that_belongs_to_it(directions):
+    more = directions.with_rows(6)
+    assert more.shape == (6, 8)
+    assert more.aliases == directions.aliases and dict(more.ranges) == dict(directions.ranges)
+    assert more.licence == directions.licence
+    strengths = {"smile": 1.0, "age": -0.5}
+    assert torch.equal(more.offset(strengths), translate_rows(directions.offset(strengths), 6))
+    assert torch.equal(more.with_rows(4).offset(strengths), directions.offset(strengths))

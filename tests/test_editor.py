@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hub_server import HubServer, run_client
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_editor import DIM, RANGES, ROWS, SIZE, make_editor, photo
+from tiny_editor import DIM, RANGES, ROWS, SIZE, make_editor, make_stylegan2_editor, photo
 
 from faceedit import EditResult, FaceEditor, Inversion, faces
 from faceedit.config import AttributeInfo
@@ -277,6 +277,40 @@ def test_refining_works_where_the_caller_has_switched_gradients_off(editor, foun
 def test_a_number_of_steps_that_is_none_is_refused(editor, found, steps):
     with pytest.raises(UsageError, match="steps"):
         editor.invert(photo(), steps=steps)
+
+
+# StyleGAN2
+
+
+def test_a_stylegan2_checkpoint_inverts_refines_and_edits(found, tmp_path):
+    made = make_stylegan2_editor()
+    folder = made.save_pretrained(tmp_path / "stylegan2", dtype=torch.float32)
+    editor = FaceEditor.from_pretrained(folder)
+    assert editor.config == made.config
+    assert editor._generator.options == made._generator.options
+    assert "stylegan2" in repr(editor) and editor.resolution == SIZE
+
+    losses = []
+    inversion = editor.invert(photo(), steps=10, progress=lambda step, steps, loss: losses.append(loss))
+    assert inversion.latents.shape == (10, DIM)
+    assert losses[-1] < losses[0]
+    result = editor.edit(inversion, smile=1.0, return_result=True)
+    assert levels_apart(result.image, made.edit(inversion, smile=1.0)) <= 1
+    assert not np.array_equal(result.image, photo())
+    assert np.array_equal(editor.edit(inversion, smile=0.0), photo())
+    preview = editor.edit(inversion, smile=1.0, preview=True, return_result=True)
+    assert preview.faces[0].edited.shape == (3, SIZE // 2, SIZE // 2)
+    assert not np.array_equal(preview.image, photo())
+    half = editor.to(dtype=torch.bfloat16).edit(inversion, smile=1.0)
+    assert np.abs(half.astype(int) - result.image).mean() < 2.0  # grey levels
+
+
+@pytest.mark.parametrize("options", [{"depth": 3}, {"size": 100}, {"channels": [16]}], ids=str)
+def test_options_that_a_stylegan2_does_not_take_are_refused(tmp_path, options):
+    folder = make_stylegan2_editor().save_pretrained(tmp_path / "stylegan2")
+    reconfigure(folder, lambda config: config["generator"]["options"].update(options))
+    with pytest.raises(ConfigError, match="stylegan2 options"):
+        FaceEditor.from_pretrained(folder)
 
 
 # Preview

@@ -15,6 +15,7 @@ from faceedit.models.encoder import Encoder
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
+from faceedit.models.stylegan2 import StyleGAN2
 
 SIZE, ROWS, DIM = 64, 8, 24
 RANGES = {
@@ -67,6 +68,29 @@ def make_editor(encoder_name: str = "efficientnet_lite") -> FaceEditor:
         },
         licence="test",
     )  # fmt: skip
+    return FaceEditor(config, generator, encoder, FrameNet(32), directions, "# Tiny\n")
+
+
+def make_stylegan2_editor() -> FaceEditor:
+    """The same on a tiny StyleGAN2, with directions that were made for more rows than it has."""
+    torch.manual_seed(0)
+    generator = StyleGAN2(SIZE, style_dim=DIM, mapping_layers=2, channels=(16, 16, 16, 12, 8))
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.fill_(0.1)
+    for head in generator.heads:
+        head.weight.mul_(0.2)
+    encoder = EfficientNetEncoder(generator.n_styles, DIM, input_size=32, width=8, hidden=16)
+    torch.nn.init.normal_(encoder.to_base.weight, std=0.3)
+    torch.nn.init.normal_(encoder.to_offsets.weight, std=0.1)
+    directions = Directions({"smile": 0.5 * torch.randn(18, DIM)}).with_rows(generator.n_styles)
+    config = ModelConfig(
+        generator=GeneratorConfig("stylegan2", SIZE, generator.n_styles, DIM, generator.options),
+        encoder=EncoderConfig("efficientnet_lite", 32, {"width": 8, "hidden": 16}),
+        crop=CropConfig(SIZE, {"size": 32}),
+        attributes={"smile": AttributeInfo((-1.0, 1.0), directions.aliases["smile"])},
+        licence="test",
+    )
     return FaceEditor(config, generator, encoder, FrameNet(32), directions, "# Tiny\n")
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from faceedit import __version__
-from faceedit.cli import commands, report
+from faceedit.cli import commands, conversion, report
 from faceedit.cli.paths import CODE_SUFFIX
 
 __all__ = ["main"]
@@ -30,6 +30,7 @@ examples:
   faceedit sweep portrait.jpg smile age=-2,-1,0,1,2 -o sheet.png
   faceedit invert portrait.jpg --code portrait.safetensors
   faceedit edit portrait.safetensors beard=1 -o face.png
+  faceedit convert e4e_ffhq_encode.pt e4e/ --verify
 """
 
 
@@ -159,15 +160,35 @@ def _parser() -> argparse.ArgumentParser:
     listing = command("attributes", commands.attributes, "list what can be edited")
     info = command("info", commands.info, "show versions, checkpoint, size, licence and device")
 
-    convert = command("convert", commands.convert, "bring foreign weights into safetensors")
-    convert.add_argument("format", choices=["mobile-stylegan"])
-    convert.add_argument(
-        "source", type=Path, metavar="WHEEL",
-        help="the random-face wheel, or the folder of its data files",
+    convert = command(
+        "convert",
+        conversion.convert,
+        "bring other people's weights into a checkpoint, without running anything in their files",
+        usage="faceedit convert FILE OUT [options]",
     )
-    convert.add_argument("output", type=Path, metavar=f"OUT{CODE_SUFFIX}")
+    convert.add_argument(
+        "source", metavar="FILE",
+        help="weights of StyleGAN2, pSp, e4e, ArcFace or MobileStyleGAN; or NAME=FILE, a direction. What "
+        "it is, is told by what is in it",
+    )
+    convert.add_argument(
+        "output", type=Path, metavar="OUT",
+        help=f"folder of the checkpoint; FILE{CODE_SUFFIX} for directions or one network alone",
+    )
+    convert.add_argument("--format", metavar="NAME", help="what the file must be, such as e4e")
+    convert.add_argument("--encoder", type=Path, metavar="FILE", help="pSp or e4e weights for this generator")
+    convert.add_argument(
+        "--directions", action="append", default=[], metavar="NAME=FILE[:OPTIONS]",
+        help="add an attribute; options are component=N, rows=A-B, step=X and minus=FILE",
+    )
+    convert.add_argument(
+        "--generator", metavar="NAME",
+        help="checkpoint that directions are for, a folder or Hub id (default: built in)",
+    )
+    convert.add_argument("--licence", default="", metavar="TEXT", help="terms of the files, for the record")
+    convert.add_argument("--verify", action="store_true", help="draw faces first; picture in OUT/verify.png")
     convert.add_argument("--half", action="store_true", help="store float16 instead of float32")
-    convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    convert.add_argument("--overwrite", action="store_true", help="replace what is there")
 
     download = command("download", commands.download, "copy a checkpoint from the Hub to a folder")
     download.add_argument("repo", metavar="REPO", help="owner/name")

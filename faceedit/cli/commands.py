@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from faceedit.results import Inversion
 
 __all__ = [
-    "ASSIGNMENT", "attributes", "convert", "download", "edit", "info", "invert", "sweep",
+    "ASSIGNMENT", "attributes", "download", "edit", "info", "invert", "sweep",
 ]  # fmt: skip
 
 ASSIGNMENT = re.compile(r"([A-Za-z][\w -]*)=(.*)")
@@ -183,24 +183,6 @@ def info(args: argparse.Namespace) -> int:
     for name, value in facts.items():
         text = ", ".join(value) if isinstance(value, list) else str(value)
         print(f"{name + ':':<13}{text}")
-    return report.OK
-
-
-def convert(args: argparse.Namespace) -> int:
-    """Bring foreign weights into safetensors."""
-    from safetensors.torch import save
-
-    from faceedit import files
-    from faceedit.convert import mobile_stylegan
-
-    require_suffix(args.output, [CODE_SUFFIX])
-    refuse_existing(args.output, args.overwrite)
-    tensors = mobile_stylegan.convert(args.source)
-    if args.half:
-        tensors = {name: tensor.half() for name, tensor in tensors.items()}
-    with files.write_whole(args.output, args.overwrite) as temporary:
-        temporary.write_bytes(save(tensors, {"format": "pt"}))
-    report.result(args, {"input": str(args.source), "output": str(args.output), "error": None})
     return report.OK
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from faceedit.errors import ConversionError
-from faceedit.models.mobile_stylegan import Mapping
+from faceedit.models.layers import Mapping
 
 _DTYPES = {"f32": "<f4", "f16": "<f2", "i64": "<i8", "i32": "<i4"}
 _MEAN_SAMPLES = 100_000
@@ -189,6 +189,4 @@ def _mean_latent(state: dict[str, Tensor]) -> Tensor:
     """Mean of W over fixed random draws."""
     mapping = Mapping()
     mapping.load_state_dict({k.removeprefix("mapping."): v for k, v in state.items() if k.startswith("mapping.")})
-    z = torch.randn(_MEAN_SAMPLES, 512, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return mapping(z).mean(0)
+    return mapping.mean(_MEAN_SAMPLES)

@@ -12,11 +12,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from faceedit.convert.stylegan2 import size_along
 from faceedit.errors import CheckpointError
 from faceedit.hub import load_module
 from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
+from faceedit.models.ir_se50 import WIDTHS
 from faceedit.models.psp_encoder import GradualStyleEncoder
 
 Kind = Literal["psp", "e4e"]
@@ -29,6 +31,7 @@ _TELLING: dict[str, Kind] = {
     "learn_in_w": "psp", "label_nc": "psp", "w_norm_lambda": "psp",
 }  # fmt: skip
 _STD_SAMPLES = 4096
+_MOST_BLOCKS = 200  # of a body; a forged number in a name would have us build for hours
 
 
 class Parts(NamedTuple):
@@ -101,7 +104,7 @@ def encoder(
     """
     # Without memory at first: 270 million weights would be drawn at random only to be replaced.
     with torch.device("meta"):
-        network = _CLASSES[kind](n_styles)
+        network = _CLASSES[kind](n_styles, **sizes(tensors))
     network.to_empty(device="cpu")
     mean = torch.zeros(network.style_dim) if latent_avg is None else latent_avg.float()
     if mean.shape not in ((network.style_dim,), (1, network.style_dim), (n_styles, network.style_dim)):
@@ -117,6 +120,25 @@ def encoder(
         "Only pSp and e4e encoders with an IR-SE50 body, RGB input and W+ output can be converted.",
     )  # fmt: skip
     return network.eval()
+
+
+def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments of the encoder, told by most of the tensors that they shape; none where that fails."""
+    numbers = {int(key.split(".")[1]) for key in tensors if key.startswith("body.")}
+    blocks = sorted(number for number in numbers if number < _MOST_BLOCKS)
+    starts = [i for i in blocks if i == 0 or any(key.startswith(f"body.{i}.shortcut_layer.") for key in tensors)]
+    if len(starts) != len(WIDTHS):
+        return {}
+    ends = [*starts[1:], blocks[-1] + 1]
+    units = [end - start for start, end in zip(starts, ends)]
+    norms = ("weight", "bias", "running_mean", "running_var")
+    widths = [
+        size_along(tensors, [(f"body.{i}.res_layer.4.{part}", 0) for i in range(start, end) for part in norms], "pSp")
+        for start, end in zip(starts, ends)
+    ]
+    dim = size_along(tensors, [(key, 0) for key in tensors if key.endswith(".linear.bias")], "pSp")
+    halvings = len({key.split(".")[3] for key in tensors if key.startswith("styles.0.convs.")})
+    return {"style_dim": dim, "input_size": 16 * 2**halvings, "widths": widths, "units": units}
 
 
 @torch.no_grad()
@@ -141,7 +163,7 @@ def _kind(checkpoint: Mapping[str, Any], opts: Mapping[str, Any]) -> Kind:
         return told.pop()
     raise CheckpointError(
         "The checkpoint's opts have no encoder_type, and the tensors of pSp and e4e have equal names: "
-        "say which it is with kind='psp' or kind='e4e'."
+        "say which it is with kind='psp' or kind='e4e' (--format on the command line)."
     )
 
 

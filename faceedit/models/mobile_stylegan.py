@@ -12,22 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceedit.models.generator import Generator, GeneratorOutput, LevelHook
+from faceedit.models.layers import Mapping
 from faceedit.models.ops import inverse_haar
-
-
-class Mapping(nn.Module):
-    """Eight fully connected layers from Z to W; identical to the teacher StyleGAN2's."""
-
-    def __init__(self, dim: int = 512, depth: int = 8) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """``(B, 512)`` standard normal to ``(B, 512)`` W."""
-        w = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
-        for layer in self.layers:
-            w = F.leaky_relu(layer(w), 0.2) * 2**0.5
-        return w
 
 
 class ModulatedConv(nn.Module):

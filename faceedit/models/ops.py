@@ -5,7 +5,93 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_BINOMIAL = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, before it is normalised
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Double the size of a picture with StyleGAN2's filter [1, 3, 3, 1].
+
+    Zeros go between the pixels and around the picture, and the filter has a gain of 4, so that a
+    flat picture keeps its value away from the border.
+
+    Args:
+        x: ``(B, C, H, W)``.
+
+    Returns:
+        ``(B, C, 2H, 2W)``.
+
+    Source: Karras et al. (arXiv 1912.04958), appendix B; Zhang (arXiv 1904.11486).
+    """
+    # Inserting zeros and filtering is a transposed convolution. Its taps add up to 4.
+    return F.conv_transpose2d(x, _filter(x, 4.0), stride=2, padding=1, groups=x.shape[1])
+
+
+def modulated_conv(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    bias: Tensor,
+    *,
+    demodulate: bool = True,
+    up: bool = False,
+    gain: float = 1.0,
+) -> Tensor:
+    """Convolution whose weights are scaled by a style, per input channel.
+
+    Scaling the input by the style and the output by the demodulation gives what per-sample weights
+    would give, with one set of weights for the whole batch.
+
+    Args:
+        x: ``(B, n_in, H, W)``.
+        weight: ``(n_out, n_in, k, k)``, k odd; k = 3 with ``up``.
+        style: ``(B, n_in)``.
+        bias: ``(n_out,)``, added last; ``gain`` does not touch it.
+        demodulate: Divide each output channel by the norm of its scaled weights.
+        up: Double the size: transposed convolution of stride 2, then the filter [1, 3, 3, 1].
+        gain: Constant factor of the output.
+
+    Returns:
+        ``(B, n_out, H, W)``, or ``(B, n_out, 2H, 2W)`` with ``up``.
+
+    Source: Karras et al., StyleGAN2 (arXiv 1912.04958), equations 1 and 3, with epsilon 1e-8.
+    """
+    if demodulate:
+        # In float32 whatever the network's type: a sum over thousands of squares.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        power = weight.to(wide).square().sum((2, 3))
+        scale = ((style.to(wide).square() @ power.T + 1e-8).rsqrt() * gain).to(x.dtype)
+    else:
+        scale = x.new_full((1, len(weight)), gain)
+    # Where the maps are larger than the weights, scaling the weights is the smaller product. It
+    # takes one sample at a time, and in training the weights would then need a gradient.
+    fold = len(x) == 1 and not style.requires_grad and weight.numel() < x.numel()
+    if fold:
+        weight = weight * style[0, :, None, None] * scale[0, :, None, None, None]
+    else:
+        x = x * style[:, :, None, None]
+    if up:
+        # In this order, and with the picture grown by one pixel before the filter, as the networks
+        # were trained: at the border it matters.
+        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        kernel = _filter(x, 4.0)
+        if fold:
+            return F.conv2d(x, kernel, bias, padding=1, groups=x.shape[1])
+        x = F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+    else:
+        padding = weight.shape[-1] // 2
+        if fold:
+            return F.conv2d(x, weight, bias, padding=padding)
+        x = F.conv2d(x, weight, padding=padding)
+    return x * scale[:, :, None, None] + bias[:, None, None]
+
+
+def _filter(x: Tensor, gain: float) -> Tensor:
+    """The resampling filter, once for each channel of ``x``: ``(C, 1, 4, 4)``, its sum ``gain``."""
+    taps = torch.tensor(_BINOMIAL, dtype=x.dtype, device=x.device)
+    return (torch.outer(taps, taps) * (gain / 64)).expand(x.shape[1], 1, 4, 4)
 
 
 def inverse_haar(x: Tensor) -> Tensor:
