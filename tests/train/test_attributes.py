@@ -1,0 +1,53 @@
+"""The table of attributes: complete, unambiguous, and read with the right sign on the right faces."""
+
+import torch
+
+from faceedit.directions import ALIASES, Directions
+from faceedit.train.attributes import ATTRIBUTES, related
+from faceedit.train.fit_directions import TARGETS
+
+# Names of CelebA's list_attr_celeba.txt that the table may use.
+CELEBA = set(
+    "Bald Bangs Black_Hair Blond_Hair Brown_Hair Eyeglasses Gray_Hair Heavy_Makeup Male Mouth_Slightly_Open "
+    "Mustache Narrow_Eyes No_Beard Pale_Skin Smiling Wearing_Hat Wearing_Lipstick Young".split()
+)
+
+
+def test_every_attribute_measures_another_output_of_celeba():
+    outputs = [attribute.output for attribute in ATTRIBUTES.values()]
+    assert len(set(outputs)) == len(outputs) == 18
+    assert {*outputs, *(a.among for a in ATTRIBUTES.values() if a.among)} <= CELEBA
+    assert all(a.sign in (1, -1) and a.sense and a.description for a in ATTRIBUTES.values())
+    assert list(ATTRIBUTES)[:5] == ["smile", "age", "gender", "glasses", "beard"]
+
+
+def test_names_and_aliases_make_one_valid_set_of_directions():
+    directions = Directions(
+        {name: torch.zeros(2, 3) for name in ATTRIBUTES},
+        aliases={name: attribute.aliases for name, attribute in ATTRIBUTES.items()},
+    )
+    assert directions.resolve("Blonde") == "blond_hair" and directions.resolve("mustache") == "moustache"
+    assert {name: ATTRIBUTES[name].aliases for name in ALIASES} == dict(ALIASES)
+
+
+def test_the_five_of_the_first_directions_mean_the_same():
+    for name, target in TARGETS.items():
+        attribute = ATTRIBUTES[name]
+        assert (attribute.output, attribute.sign, attribute.among) == (target.output, target.sign, target.among)
+
+
+def test_score_and_masks_follow_sign_and_condition():
+    names = ("Male", "No_Beard")
+    logits = torch.tensor([[1.0, 2.0], [1.0, -2.0], [-1.0, 2.0], [-1.0, -2.0]])
+    beard = ATTRIBUTES["beard"]
+    assert beard.score(logits, names).tolist() == [-2, 2, -2, 2]
+    assert beard.defined(logits, names).tolist() == [True, True, False, False]
+    assert beard.lacking(logits, names).tolist() == [True, False, False, False]
+    assert beard.lacking(logits, names, -1).tolist() == [False, True, False, False]
+    assert ATTRIBUTES["gender"].defined(logits, names).all()
+
+
+def test_related_is_symmetric_and_names_only_what_labels_tie():
+    assert related("black_hair", "blond_hair") and related("blond_hair", "black_hair")
+    assert related("beard", "gender") and related("gender", "beard")
+    assert not related("beard", "bald") and not related("smile", "mouth_open") and not related("age", "age")
