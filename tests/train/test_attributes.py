@@ -4,7 +4,6 @@ import torch
 
 from faceedit.directions import ALIASES, Directions
 from faceedit.train.attributes import ATTRIBUTES, related
-from faceedit.train.fit_directions import TARGETS
 
 # Names of CelebA's list_attr_celeba.txt that the table may use.
 CELEBA = set(
@@ -28,12 +27,6 @@ def test_names_and_aliases_make_one_valid_set_of_directions():
     )
     assert directions.resolve("Blonde") == "blond_hair" and directions.resolve("mustache") == "moustache"
     assert {name: ATTRIBUTES[name].aliases for name in ALIASES} == dict(ALIASES)
-
-
-def test_the_five_of_the_first_directions_mean_the_same():
-    for name, target in TARGETS.items():
-        attribute = ATTRIBUTES[name]
-        assert (attribute.output, attribute.sign, attribute.among) == (target.output, target.sign, target.among)
 
 
 def test_score_and_masks_follow_sign_and_condition():
