@@ -20,6 +20,7 @@ STAGES = {
     "style": ("style", "the paper's style branch: learned, sparse directions"),
     "preview": ("preview", "the generator's early-exit image head"),
     "identity": ("identity", "the face identity network that the encoder's loss uses"),
+    "lpips": ("perceptual", "the perceptual distance's weights, AlexNet or VGG16"),
     "crops": ("crops", "aligned crops of real photographs for the encoder"),
     "package": ("package", "the checkpoint folder, from the trained parts"),
     "evaluate": ("evaluate", "the published numbers, measured through FaceEditor"),
