@@ -1,6 +1,6 @@
 """Compare the frame net's crops with 68-point crops on real photographs.
 
-``python -m faceedit.train.evaluate_frame --weights FILE --predictor FILE --photos FOLDER``
+``python -m faceedit.train evaluate frame --weights FILE --predictor FILE --photos FOLDER``
 
 The 68-point predictor is not part of faceedit and nothing is trained on its answers. It errs as
 well, so its own noise is printed too: how far its crop of the mirrored photo lies from its crop of
@@ -156,7 +156,7 @@ def contact_sheet(found: Sequence[Comparison], columns: int = 6, size: int = 128
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m faceedit.train evaluate frame", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", required=True, type=Path, help="of the frame net, safetensors")
     parser.add_argument("--predictor", required=True, type=Path, help="dlib's 68-point file")
     parser.add_argument("--photos", required=True, type=Path, help="folder with index.csv")
