@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from faceedit.directions import Directions
 from faceedit.results import Inversion
+from faceedit.train.measurement import Faces
+from faceedit.train.metrics import sparsity
 
 __all__ = ["directions_figure", "heatmap", "photograph_sheets"]
 
@@ -21,12 +22,6 @@ _TILE = 192  # side of a face, pixels
 _HEAT = (512, _TILE)  # a heatmap
 _GAP, _HEAD = 6, 18
 _RAMP = np.array([(255, 255, 255), (254, 217, 118), (227, 26, 28), (60, 0, 30)], np.float64)  # |d| from 0 up
-
-
-class _Faces(Protocol):
-    n: int
-
-    def draw(self, rows: Sequence[int], name: str | None = None, strength: float = 0.0) -> Tensor: ...
 
 
 def heatmap(direction: Tensor, size: tuple[int, int] = _HEAT, peak: float | None = None) -> NDArray[np.uint8]:
@@ -60,13 +55,13 @@ def _tile(picture: Tensor, size: int = _TILE) -> Image.Image:
 
 
 def directions_figure(
-    names: Sequence[str], directions: Directions, faces: _Faces,
-    without: Directions | None = None, faces_without: _Faces | None = None,
+    examples: Mapping[str, Sequence[int]], directions: Directions, faces: Faces,
+    without: Directions | None = None, faces_without: Faces | None = None,
 ) -> Image.Image:  # fmt: skip
     """Per attribute a heatmap, and faces unedited and at +1; the same for directions trained without L_spa.
 
     Args:
-        names: Attributes, one row each.
+        examples: Attribute to the faces that show it; one row of the figure each.
         directions: Sparse ones.
         faces: Are shown edited with them.
         without: The same attributes, trained without L_spa.
@@ -74,31 +69,28 @@ def directions_figure(
 
     Source: figure 3 of the paper.
     """
-    rows = range(faces.n)
     blocks = [("with L_spa" if without else "|d|", directions, faces)]
     if without is not None and faces_without is not None:
         blocks.append(("without L_spa", without, faces_without))
-    block = _HEAT[0] + _GAP + 2 * faces.n * _TILE + 2 * _GAP
-    sheet = Image.new("RGB", (block * len(blocks), (_HEAD + _TILE + _GAP) * len(names)), "white")
+    block = _HEAT[0] + _GAP + 2 * max(map(len, examples.values())) * _TILE + 2 * _GAP
+    sheet = Image.new("RGB", (block * len(blocks), (_HEAD + _TILE + _GAP) * len(examples)), "white")
     draw = ImageDraw.Draw(sheet)
-    plain = faces.draw(rows)
-    for i, name in enumerate(names):
+    for i, (name, rows) in enumerate(examples.items()):
         top = i * (_HEAD + _TILE + _GAP)
+        plain = faces.draw(rows) if rows else ()
         for j, (label, set_, shown) in enumerate(blocks):
             if name not in set_.names:
                 continue
             vector, left = set_.vectors[name], j * block
-            share = float((vector != 0).float().mean())
-            text = f"{name}, {label}: {vector.shape[0]} rows x {vector.shape[1]}, {100 * share:.1f} % non-zero"
+            text = f"{name}, {label}: {vector.shape[0]} rows x {vector.shape[1]}, {100 * sparsity(vector):.1f} % non-zero"
             draw.text((left + 2, top + 3), text, fill="black")
             sheet.paste(Image.fromarray(heatmap(vector)), (left, top + _HEAD))
-            edited = shown.draw(rows, name, 1.0)
-            for k in rows:
-                x = left + _HEAT[0] + _GAP + 2 * k * _TILE
-                draw.text((x + 2, top + 3), "unedited", fill="black")
-                draw.text((x + _TILE + 2, top + 3), f"{name} +1", fill="black")
-                sheet.paste(_tile((plain[k] + 1) / 2), (x, top + _HEAD))
-                sheet.paste(_tile((edited[k] + 1) / 2), (x + _TILE, top + _HEAD))
+            edited = shown.draw(rows, name, 1.0) if rows else ()
+            for k, pair in enumerate(zip(plain, edited)):
+                for x, title, picture in zip((2 * k, 2 * k + 1), ("unedited", f"{name} +1"), pair):
+                    x = left + _HEAT[0] + _GAP + x * _TILE
+                    draw.text((x + 2, top + 3), title, fill="black")
+                    sheet.paste(_tile((picture + 1) / 2), (x, top + _HEAD))
     return sheet
 
 

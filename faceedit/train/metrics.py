@@ -85,7 +85,7 @@ def bootstrap(
         seed: Of the draws.
 
     Returns:
-        The 2.5th and 97.5th percentile; NaN twice where there is no face.
+        The 2.5th and 97.5th percentile of the draws that are numbers; NaN twice where there is none.
 
     Source: Efron, "Bootstrap methods: another look at the jackknife" (1979).
     """
@@ -94,7 +94,10 @@ def bootstrap(
         return math.nan, math.nan
     random = np.random.default_rng(seed)
     draws = [float(statistic(values[random.integers(0, len(values), len(values))])) for _ in range(resamples)]
-    low, high = np.nanpercentile(draws, (2.5, 97.5))
+    known = [draw for draw in draws if not math.isnan(draw)]
+    if not known:
+        return math.nan, math.nan
+    low, high = np.percentile(known, (2.5, 97.5))
     return float(low), float(high)
 
 
