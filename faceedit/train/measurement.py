@@ -62,13 +62,13 @@ class Report:
 
     def below(self, name: str) -> list[str]:
         """The bars that an attribute misses, in words."""
-        found, sense = self.attributes[name], ATTRIBUTES[name].locality
+        found, locality = self.attributes[name], ATTRIBUTES[name].locality
         bars = {"got at +1": SUCCESS_AT_1, "lost at -1": SUCCESS_AT_1, "got at top": SUCCESS_AT_END,
-                "lost at bottom": SUCCESS_AT_END, "identity": IDENTITY[sense]}  # fmt: skip
+                "lost at bottom": SUCCESS_AT_END, "identity": IDENTITY[locality]}  # fmt: skip
         missed = [
             f"{figure} {found[figure].value:.2f} < {bar:g}" for figure, bar in bars.items() if found[figure].value < bar
         ]
-        if sense == "local" and found["non-zero"].value > NONZERO_LOCAL:
+        if locality == "local" and found["non-zero"].value > NONZERO_LOCAL:
             missed.append(f"non-zero {found['non-zero'].value:.3f} > {NONZERO_LOCAL:g}")
         return missed
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from faceedit.directions import Directions
+from faceedit.train import measurement
 from faceedit.train.identity import DlibFaceNet
 from faceedit.train.measurement import Measurement
 from faceedit.train.perceptual import LPIPS
@@ -107,6 +108,15 @@ def test_each_edit_is_drawn_once_and_only_on_the_faces_that_count(networks, dire
     Measurement(faces, directions, *networks, looks=4, turns=1).run(["smile"])
     assert faces.drawn == [(6, None, 0.0), (4, None, 0.0), (6, "smile", 1.0), (1, "smile", -1.0),
                            (1, "smile", 2.0), (1, "smile", -2.0)]  # fmt: skip
+
+
+def test_chunks_do_not_matter(networks, directions, monkeypatch):
+    whole = Measurement(ColourFaces(COLOURS, directions), directions, *networks, looks=3).run(["smile"])
+    monkeypatch.setattr(measurement, "_CHUNK", 2)
+    chunked = Measurement(ColourFaces(COLOURS, directions), directions, *networks, looks=3).run(["smile"])
+    for figure, estimate in whole.attributes["smile"].items():
+        assert chunked.attributes["smile"][figure] == pytest.approx(estimate, rel=1e-4, abs=1e-6), figure
+    np.testing.assert_allclose(chunked.effects, whole.effects, rtol=1e-5)
 
 
 def test_what_no_face_can_show_is_missing_not_zero(networks, directions):
