@@ -227,7 +227,7 @@ def main(argv: list[str]) -> int:
     judge = AttributeClassifier.load(args.judge)
     networks = (judge, load_identity(args.identity), LPIPS.from_file(args.lpips))
     judged = describe_judge(args.judge, judge)
-    picture = f"{'full pass' if args.full else 'early exit'}, {SIZE} px, L2 on pixels in [0, 1], LPIPS v0.1 {networks[2].backbone}"
+    picture = f"{'full pass' if args.full else 'early exit'}, {SIZE} px, L2 on pixels in [0, 1], LPIPS v0.1 {networks[2].backbone}, identity by {type(networks[1]).__name__}"
     ranges = dict(directions.ranges)
     result: dict[str, Any] = {
         "directions": str(args.directions.name if args.directions else args.checkpoint or "default checkpoint"),

@@ -17,7 +17,7 @@ from faceedit.directions import Directions
 from faceedit.train import metrics
 from faceedit.train.attributes import ATTRIBUTES, related
 from faceedit.train.classifier import AttributeClassifier, predict
-from faceedit.train.identity import DlibFaceNet, identity_chip
+from faceedit.train.identity import IdentityNet
 from faceedit.train.metrics import Estimate
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.views import canonical_view
@@ -102,14 +102,14 @@ class Measurement:
         faces: To be drawn.
         directions: What can be moved.
         judge: Labels the faces; not used in training.
-        identity: With its mean descriptor.
+        identity: Dlib's network, with its mean descriptor, or ArcFace.
         lpips: On AlexNet.
         looks: Identity, L2 and LPIPS are means over so many faces, the first ones.
         turns: Success at -1 and at the range's ends is measured on so many faces at most.
     """
 
     def __init__(
-        self, faces: Faces, directions: Directions, judge: AttributeClassifier, identity: DlibFaceNet, lpips: LPIPS,
+        self, faces: Faces, directions: Directions, judge: AttributeClassifier, identity: IdentityNet, lpips: LPIPS,
         *, looks: int = 100, turns: int = 150,
     ) -> None:  # fmt: skip
         self.faces, self.directions, self.judge = faces, directions, judge
@@ -173,8 +173,8 @@ class Measurement:
 
     @torch.no_grad()
     def _descriptors(self, pictures: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """What is compared between two pictures: pixels, raw descriptors, LPIPS features."""
-        return pictures, self.identity(identity_chip(pictures)).float(), self.lpips.features(pictures)
+        """What is compared between two pictures: pixels, identity, LPIPS features."""
+        return pictures, self.identity.describe(pictures), self.lpips.features(pictures)
 
     @torch.no_grad()
     def _moved(
@@ -187,7 +187,7 @@ class Measurement:
             if number < len(kept):
                 before, descriptor, features = kept[number]
                 pictures, other, moved = self._descriptors(pictures[: len(before)])
-                ids.append(metrics.centred_cosine(descriptor, other, self.identity.mean))
+                ids.append(metrics.centred_cosine(descriptor, other))
                 l2.append(((pictures - before) / 2).square().mean((1, 2, 3)).numpy())
                 distances.append(self.lpips.distance(features, moved).numpy())
         looked = {"identity": ids, "L2": l2, "LPIPS": distances}

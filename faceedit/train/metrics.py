@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 _NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 
 
-def centred_cosine(a: ArrayLike, b: ArrayLike, centre: ArrayLike) -> Floats:
+def centred_cosine(a: ArrayLike, b: ArrayLike, centre: ArrayLike = 0.0) -> Floats:
     """Cosine of descriptors after the mean descriptor of many faces is taken off.
 
     ``(a - m) . (b - m) / (|a - m| |b - m|)``. Raw descriptors of dlib all point the same way, so that
@@ -37,7 +37,7 @@ def centred_cosine(a: ArrayLike, b: ArrayLike, centre: ArrayLike) -> Floats:
     Args:
         a: ``(N, D)``.
         b: ``(N, D)``.
-        centre: m, ``(D,)``.
+        centre: m, ``(D,)``; 0 where it was taken off already.
 
     Returns:
         ``(N,)`` in [-1, 1].

@@ -124,7 +124,7 @@ def test_the_command_measures_both_kinds_of_faces_and_draws(editor, photos, netw
     finally:
         torch.set_num_threads(threads)
     text = capsys.readouterr().out
-    for said in ("n = 5", "n = 2", "64 px", "pixels in [0, 1]", "alexnet", "efficientnet-lite0, half B, seed 7", "2^31 + 0"):
+    for said in ("n = 5", "n = 2", "64 px", "pixels in [0, 1]", "alexnet", "DlibFaceNet", "efficientnet-lite0, half B, seed 7", "2^31 + 0"):
         assert said in text, said
     result = json.loads((out / "style.json").read_text())
     assert result["ranges"]["smile"] == [-1.5, 2.5] and result["first_seed"] == 2**31
