@@ -260,8 +260,9 @@ class Directions:
         """Return the same directions for a generator with ``n_styles`` rows; see :func:`translate_rows`."""
         vectors = {name: translate_rows(vector, n_styles) for name, vector in self._vectors.items()}
         return Directions(
-            vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence, shape=(n_styles, self._shape[1])
-        )
+            vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence,
+            descriptions=self._descriptions, success=self._success, shape=(n_styles, self._shape[1]),
+        )  # fmt: skip
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Directions:
         """Return the same directions on another device or in another floating-point type."""

@@ -18,7 +18,7 @@ from faceedit.directions import Directions
 from faceedit.faces import Face
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.train import __main__ as train
-from faceedit.train import config, evaluate_frame
+from faceedit.train import config
 from faceedit.train.encoder import EncoderRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
