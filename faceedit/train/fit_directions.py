@@ -242,8 +242,8 @@ def _folds(labels: Tensor, k: int, seed: int) -> Tensor:
 
 
 def draw_sheet(editor: FaceEditor, name: str, path: Path, seed: int, faces: int = 6, size: int = 192) -> None:
-    """Draw generated faces, a row each, at strengths -1, 0 and 1 of an attribute."""
-    strengths = (-1.0, 0.0, 1.0)
+    """Draw generated faces, a row each, at strengths from -2 to 2 of an attribute."""
+    strengths = (-2.0, -1.0, 0.0, 1.0, 2.0)
     sheet = Image.new("RGB", (size * len(strengths), 16 + size * faces), "white")
     pen = ImageDraw.Draw(sheet)
     for column, strength in enumerate(strengths):
@@ -281,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--aligned", action="store_true", help="the pictures are FFHQ crops already")
     parser.add_argument("--steps", type=int, default=0, help="refine every inversion by so many steps (default: 0)")
     parser.add_argument("--codes", type=Path, help="where the pictures' codes are kept (default: beside --out)")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also draw generated faces at -1, 0 and 1")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also draw generated faces at -2 to 2")
     parser.add_argument("--checkpoint", help="folder or Hub id (default: built in)")
     parser.add_argument("--device", help="such as cuda (default: cpu)")
     parser.add_argument("--seed", type=int, default=0)
@@ -360,10 +360,5 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     """Command line entry; see the module's docstring."""
-    options = _parser().parse_args(argv)
-    try:
-        _run(options)
-    except FaceEditError as error:
-        print(f"fit-directions: error: {error}", file=sys.stderr)
-        return 1
+    _run(_parser().parse_args(argv))
     return 0
