@@ -13,8 +13,14 @@ between ``x_edit`` and the unedited ``x = G(w)``. What differs from the paper:
   step ends with its proximal operator, a soft threshold. Its weight follows the share of non-zero
   entries that the recipe allows an attribute, and in the last steps the zeros stay and the others
   are free of it, so that sparse does not mean weak.
+- Steps go along the gradient times the square root of W's correlation matrix: along what real
+  samples of W share. Plain gradients find directions that please the classifier and leave the faces
+  that the generator knows.
+- ``L_cls`` is a hinge where the paper has a logistic loss, which always asks for more. The goal of
+  strength s lies a little beyond the threshold, but never further from where the face was than a
+  step that faces differ by: those few that cannot turn must not decide how far every face is moved.
 - Strengths are signed: the same direction must give the attribute and take it away.
-- ``L_hold`` holds the classifier's other outputs where they were, but for those that mean the same.
+- ``L_hold`` holds the classifiers' other outputs where they were, but for those that mean the same.
 - The unedited picture is the generator's own, of generated faces and of inverted photographs, so that
   no part of the loss pays for the inversion's error.
 
@@ -204,11 +210,7 @@ class StyleBranch(Task):
         return loss, figures
 
     def _goal(self, draw: _Draw) -> Tensor:
-        """Score ``(B,)``, in the wanted sense, from which the classification loss is small.
-
-        A face from which the attribute is far is asked for a step towards it, not for all of the way:
-        otherwise the few that cannot turn would decide how far every face is moved.
-        """
+        """Score ``(B,)``, in the wanted sense, from which on the classification loss is zero."""
         names = self.classifiers.names
         was = torch.stack([self.attributes[k].score(self.faces.logits[i], names) for k, i in zip(draw.attributes, draw.faces)])
         step = self.recipe.reach * draw.strength * self.score_std[draw.attributes]
