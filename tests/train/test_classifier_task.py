@@ -163,7 +163,8 @@ def test_the_command_trains_reports_and_writes_how(tmp_path, monkeypatch, capsys
 
 def test_a_half_and_another_body_are_written_and_an_unfinished_run_has_no_auc(tmp_path, monkeypatch, capsys):
     read = []
-    monkeypatch.setattr(module, "read_celeba", lambda folder, files: read.append(files) or celeba.read_celeba(folder, files))
+    reader = celeba.read_celeba
+    monkeypatch.setattr(module, "read_celeba", lambda folder, files: read.append(files) or reader(folder, files))
     metadata = run(tmp_path, monkeypatch, "--body", "resnet18", "--half", "B", "--seed", 3, "--max-minutes", 1e-9)
     recipe = json.loads(metadata["recipe"])
     assert (recipe["half"], recipe["pictures"], recipe["imagenet"]) == ("B", 6, None)

@@ -87,6 +87,7 @@ def test_coarse_views_lose_the_finest_checks_but_not_the_mean():
 
 
 def test_jpeg_keeps_the_picture_and_hurts_more_at_lower_quality():
-    smooth = F.interpolate(torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(0)) * 2 - 1, (80, 80), mode="bilinear")
+    noise = torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    smooth = F.interpolate(noise, (80, 80), mode="bilinear")
     errors = [(compressed(smooth, quality) - smooth).abs().mean().item() for quality in (95, 30)]
     assert 0 < errors[0] < errors[1] < 0.15
