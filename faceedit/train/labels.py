@@ -68,8 +68,8 @@ def read_labels(path: str | Path) -> Labels:
     attributes = ["label"]
     if body and body[0][1][-1].lower() not in _YES | _NO:
         header = body.pop(0)[1]
-        named = counted or (bool(body) and len(header) < len(body[0][1]))  # attributes only
-        attributes = header if named else header[1:]
+        spaced = "," not in text and bool(body) and len(header) < len(body[0][1])  # as CelebA's, but for the number
+        attributes = header if counted or spaced else header[1:]
     rows = {}
     for number, (name, *labels) in body:
         values = [label.lower() for label in labels]

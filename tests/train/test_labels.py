@@ -26,6 +26,8 @@ def test_both_forms_give_the_same_labels(tmp_path, name, text):
         ("a.csv", TABLE.replace("2.jpg,1,1", "2.jpg,1"), "line 3: '000002.jpg' must have 2 labels"),
         ("a.csv", TABLE.replace("2.jpg,1,1", "2.jpg,1,perhaps"), "line 3"),
         ("a.txt", OFFICIAL.replace(" 1 -1", " 1"), "line 5: '000003.jpg' must have 2 labels"),
+        ("a.csv", TABLE.replace("1.jpg,-1,1", "1.jpg,-1,1,1"), "line 2: '000001.jpg' must have 2 labels"),
+        ("a.csv", "a.jpg,1,1\n", "line 1: 'a.jpg' must have 1 labels"),
         ("a.csv", "", "holds no labels"),
         ("a.txt", "2\n", "holds no labels"),
         ("a.txt", None, "cannot be read"),
