@@ -1,5 +1,6 @@
 """The style branch in a world where what causes an attribute is known."""
 
+import dataclasses
 import math
 import signal
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from faceedit.directions import Directions
 from faceedit.errors import ConfigError, DataError, UsageError
 from faceedit.train.attributes import ATTRIBUTES
-from faceedit.train.calibrate import CalibrateRecipe, calibrate, crossings, needed_scale
+from faceedit.train.calibrate import CalibrateRecipe, allowed_scale, calibrate, crossings, needed_scale
 from faceedit.train.proximal import ProximalStep, soft_threshold
 from faceedit.train.style import StyleBranch, StyleRecipe, root_correlation
 from faceedit.train.style_faces import Classifiers, StyleFaces, look_at, to_unit
@@ -218,6 +219,24 @@ def test_crossings_are_interpolated():
     assert needed_scale(torch.tensor([math.inf]), 0.9) == (math.inf, 0)
 
 
+def test_the_allowed_scale_is_where_identity_meets_the_bar():
+    assert allowed_scale((0.0, 1.0, 2.0), torch.tensor([1.0, 0.9, 0.7]), 0.8) == pytest.approx(1.5)
+    assert allowed_scale((0.0, 1.0, 2.0), torch.tensor([1.0, 0.9, 0.85]), 0.8) == 2.0
+
+
+class Person(torch.nn.Module):
+    """Turns away from who it was as the first band brightens or darkens."""
+
+    def describe(self, aligned):
+        angle = aligned[:, :, : aligned.shape[2] // len(NAMES)].mean((1, 2, 3))
+        return torch.stack((angle.cos(), angle.sin()), 1)
+
+
+class Anybody(torch.nn.Module):
+    def describe(self, aligned):
+        return torch.ones(len(aligned), 1)
+
+
 def test_calibrated_strength_one_turns_the_share(tmp_path):
     generator, classifiers = Generator(), Classifiers([Classifier()])
     codes = torch.randn(200, 1, DIM, generator=torch.Generator().manual_seed(4)).expand(-1, ROWS, -1).contiguous()
@@ -226,10 +245,11 @@ def test_calibrated_strength_one_turns_the_share(tmp_path):
     useless = torch.zeros(ROWS, DIM)
     useless[0, 11] = 1
     settings = CalibrateRecipe(
-        generator=tmp_path, classifiers=(tmp_path,), directions=tmp_path, out=tmp_path, share=0.8,
+        generator=tmp_path, classifiers=(tmp_path,), directions=tmp_path, identity=tmp_path, out=tmp_path, share=0.8,
         scales=tuple(float(s) for s in range(4, 40, 5)), faces=200, turned=40,
     )
-    scaled, ranges = calibrate(generator, classifiers, {"smile": direction, "age": useless}, codes, settings)
+    vectors = {"smile": direction, "age": useless}
+    scaled, ranges = calibrate(generator, classifiers, Anybody(), vectors, codes, settings)
     assert set(scaled) == {"smile"}, "what turns nobody is left out"
     truth = generator.truth(codes)[:, 0]
     lacking = truth < 0
@@ -237,5 +257,7 @@ def test_calibrated_strength_one_turns_the_share(tmp_path):
     assert (after[lacking] > 0).float().mean() == pytest.approx(0.8, abs=0.08)
     assert ranges["smile"][0] == -ranges["smile"][1] and 1.25 <= ranges["smile"][1] <= 2
     with pytest.raises(DataError):
-        calibrate(generator, classifiers, {"age": useless}, codes, settings)
+        calibrate(generator, classifiers, Anybody(), {"age": useless}, codes, settings)
+    kept, _ = calibrate(generator, classifiers, Person(), vectors, codes, dataclasses.replace(settings, identity_local=0.999))
+    assert kept["smile"].norm() < 0.9 * scaled["smile"].norm(), "identity stops it short of the share"
     assert Directions(scaled, ranges=ranges, aliases={"smile": ATTRIBUTES["smile"].aliases}).resolve("happy") == "smile"
