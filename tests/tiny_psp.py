@@ -21,7 +21,7 @@ from faceedit.train.perceptual import LPIPS
 from faceedit.train.psp import PspRecipe, PspTask
 
 SIDE, DIM = 32, 16
-BODY = {"widths": (16, 16, 16, 32), "units": (1, 1, 1, 1)}
+BODY = {"widths": (16, 24, 32, 40), "units": (1, 1, 1, 1)}
 # Rows 0, 0 and 1, then one more a step, of eight; two penalties in six steps.
 E4E = {"rows_start": 1, "rows_every": 1, "discriminator_lr": 1e-3, "pool": 6, "r1_every": 3}
 
@@ -58,15 +58,17 @@ def make_photos(n: int = 8) -> Faces:
 
 def make_recipe(network: str, out: Path, **settings: Any) -> PspRecipe:
     files = dict.fromkeys(("generator", "photos", "lpips"), out)
-    values = {"out": out, "steps": 6, "batch": 4, "held_out": 2, "log_every": 1, "save_every": 100, **settings}
+    values = {"out": out, "steps": 6, "batch": 3, "held_out": 2, "log_every": 1, "save_every": 100, **settings}
     if network == "psp":
         return PspRecipe(**files, **values)
     return E4eRecipe(**files, **{**E4E, **values})
 
 
-def make_task(recipe: PspRecipe) -> PspTask:
-    generator = make_generator()
-    parts = (make_encoder(recipe.network), Judges(generator, *frozen(), full=not recipe.preview), recipe, make_photos())
+def make_task(recipe: PspRecipe, identity: bool = False) -> PspTask:
+    generator, (lpips, arcface) = make_generator(), frozen()
+    judges = Judges(generator, lpips, arcface if identity else None, full=not recipe.preview)
+    parts = (make_encoder(recipe.network), judges, recipe, make_photos())
+    torch.manual_seed(3)
     return PspTask(*parts) if recipe.network == "psp" else E4eTask(*parts, generator.map)
 
 

@@ -34,7 +34,7 @@ def lines(out):
 def test_what_is_trained_gets_a_gradient_and_nothing_else_moves(network, tmp_path):
     """A row that is let in has its first gradient then: after six steps e4e has six of eight."""
     recipe = make_recipe(network, tmp_path, optimizer="adam")
-    task = make_task(recipe)
+    task = make_task(recipe, identity=True)
     seen = []
     step = task.after_step
 
@@ -66,7 +66,7 @@ def test_what_is_trained_gets_a_gradient_and_nothing_else_moves(network, tmp_pat
 
 
 def test_the_loss_is_the_papers(tmp_path):
-    task = make_task(make_recipe("psp", tmp_path))
+    task = make_task(make_recipe("psp", tmp_path), identity=True)
     task.encoder.eval()
     total, figures = task.loss(Share(0, 0, range(4), 4))
     share = Share(0, 0, range(4), 4)
@@ -109,10 +109,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(network, optimizer, tmp_path):
             recipe = make_recipe(network, tmp_path / name, optimizer=optimizer, steps=steps)
             trainer = Trainer(make_task(recipe), recipe)
             trainer.run()
-        runs[name] = (trainer.task.state_dict(), load_file(tmp_path / name / "encoder.safetensors"))
-    (extra, one), (extra_again, two) = runs.values()
+        adversary = trainer.task.state_dict().get("adversary", {})
+        runs[name] = (adversary, load_file(tmp_path / name / "encoder.safetensors"))
+    (adversary, one), (adversary_again, two) = runs.values()
     assert all(torch.equal(one[key], two[key]) for key in one)
-    torch.testing.assert_close(extra, extra_again, rtol=0, atol=0)
+    torch.testing.assert_close(adversary, adversary_again, rtol=0, atol=0)
     first, second = (
         [{k: v for k, v in line.items() if "minutes" not in k and "second" not in k} for line in lines(tmp_path / name)]
         for name in ("straight", "halted")
@@ -122,7 +123,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(network, optimizer, tmp_path):
 
 @networks
 def test_one_batch_is_learnt_by_heart(network, tmp_path):
-    settings = {"steps": 40, "batch": 2, "held_out": 6, "optimizer": "adam", "lr": 2e-3, "evaluate_every": 0}
+    settings = {"steps": 20, "batch": 2, "held_out": 6, "optimizer": "adam", "lr": 2e-3, "evaluate_every": 0}
     recipe = make_recipe(network, tmp_path, **settings, **({"rows_start": 0} if network == "e4e" else {}))
     Trainer(make_task(recipe), recipe).run()
     found = [line["l2"] for line in lines(tmp_path) if "l2" in line]
@@ -139,7 +140,7 @@ def test_held_out_figures_and_the_grid_are_of_the_last_photographs(tmp_path):
     expected = torch.from_numpy(make_photos().pictures[-2:]).permute(0, 3, 1, 2)[..., 2:34, 2:34] / 127.5 - 1
     torch.testing.assert_close(x, expected)
     assert figures["psnr"] == pytest.approx((-10 * ((y - x) ** 2 / 4).mean((1, 2, 3)).log10()).mean().item(), abs=1e-3)
-    assert set(figures) == {"psnr", "l2", "lpips", "id"}
+    assert set(figures) == {"psnr", "l2", "lpips"}
 
 
 def test_a_run_of_another_network_is_not_continued(tmp_path):
@@ -225,12 +226,12 @@ def test_from_the_command_to_an_editor(network, desk):
     assert editor.config.provenance[-1]["note"] == f"{network}, 2 steps of 2 faces"
     inversion = editor.invert(make_photos().pictures[0], aligned=True)
     generator = make_generator()
-    torch.testing.assert_close(editor.generator(inversion.latents), generator(inversion.latents.cpu()))
+    torch.testing.assert_close(editor.generator(inversion.latents[None]), generator(inversion.latents[None]))
     w = generator.map(torch.randn(20_000, DIM))
     torch.testing.assert_close(editor._encoder.latent_mean, w.mean(0).expand(8, -1), atol=0.05, rtol=0)
     torch.testing.assert_close(editor._encoder.latent_std, w.std(0), atol=0.05, rtol=0)
     if network == "e4e":  # no offsets yet, after two steps of twenty thousand
-        assert (inversion.latents == inversion.latents[:, :1]).all()
+        assert (inversion.latents == inversion.latents[:1]).all()
     assert "## Its own encoder" in (desk / "run" / "checkpoint" / "README.md").read_text()
 
 
