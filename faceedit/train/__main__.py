@@ -18,7 +18,7 @@ STAGES = {
     "crops": ("crops", "aligned crops of real photographs"),
     "identity": ("identity", "the face identity network of the losses"),
     "lpips": ("perceptual", "the perceptual distance's weights, AlexNet or VGG16"),
-    "classifier": ("classifier", "the CelebA attribute classifiers, for the losses and to judge"),
+    "classifier": ("classifier_task", "the CelebA attribute classifiers, for the losses and to judge"),
     "encoder": ("encoder", "the encoder: picture to W+ and content maps"),
     "style": ("style", "the paper's style branch: learned, sparse directions"),
     "calibrate": ("calibrate", "the length of learned directions: strength 1 means the same for all"),

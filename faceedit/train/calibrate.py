@@ -124,7 +124,8 @@ def calibrate(
         if math.isinf(scale):
             log.warning("%s: no scale turns %g of its faces; left out", name, recipe.share)
             continue
-        end = min(recipe.longest, max(1.25, math.ceil(4 * max(ends) / scale) / 4))
+        # To the next quarter.
+        end = math.ceil(4 * min(recipe.longest, max(1.25, max(ends) / scale))) / 4
         scaled[name], ranges[name] = scale * direction, (-end, end)
         log.info("%s: %.2f of the learned length (needed %s), range %g", name, scale, ", ".join(f"{s:.2f}" for s in steps), end)
     if not scaled:

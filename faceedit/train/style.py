@@ -13,8 +13,14 @@ between ``x_edit`` and the unedited ``x = G(w)``. What differs from the paper:
   step ends with its proximal operator, a soft threshold. Its weight follows the share of non-zero
   entries that the recipe allows an attribute, and in the last steps the zeros stay and the others
   are free of it, so that sparse does not mean weak.
+- Steps go along the gradient times the square root of W's correlation matrix: along what real
+  samples of W share. Plain gradients find directions that please the classifier and leave the faces
+  that the generator knows.
+- ``L_cls`` is a hinge where the paper has a logistic loss, which always asks for more. The goal of
+  strength s lies a little beyond the threshold, but never further from where the face was than a
+  step that faces differ by: those few that cannot turn must not decide how far every face is moved.
 - Strengths are signed: the same direction must give the attribute and take it away.
-- ``L_hold`` holds the classifier's other outputs where they were, but for those that mean the same.
+- ``L_hold`` holds the classifiers' other outputs where they were, but for those that mean the same.
 - The unedited picture is the generator's own, of generated faces and of inverted photographs, so that
   no part of the loss pays for the inversion's error.
 
@@ -79,13 +85,13 @@ class StyleRecipe(TrainRecipe):
     lambda_lpips: Weight = 0.8  # lambda 2
     lambda_id: Weight = 1.0  # lambda 3, on 1 - centred cosine
     lambda_cls: Weight = 10.0  # lambda 4
-    lambda_hold: Weight = 1.0  # on other outputs' mean square change, in standard deviations of the logit
+    lambda_hold: Weight = 3.0  # on other outputs' mean square change, in standard deviations of the logit
     sparse: bool = True  # L_spa, as the densities below ask for; without it the directions are dense
     density_local: Fraction = 0.045  # share of non-zero entries allowed to attributes of a part of the face
     density_global: Fraction = 0.15  # the same of those that change all of it
     settle: Fraction = 0.35  # last part of the steps, in which zeros are kept and the rest is not shrunk
-    margin: Weight = 1.0  # logit beyond the threshold that strength 1 should reach
-    reach: Positive = 2.0  # but no further than this from where it was, in standard deviations of the logit
+    margin: Weight = 0.5  # logit beyond the threshold that strength 1 should reach
+    reach: Positive = 1.5  # but no further than this from where it was, in standard deviations of the logit
     evaluate_every: Whole = 0  # steps between held-out figures; 0: at the end only
     log_every: Count = 10  # steps between lines of metrics.jsonl
 
@@ -118,19 +124,20 @@ class StyleBranch(Task):
         identity: None leaves ``L_id`` out.
         faces: To learn on.
         held_out: For the figures.
-        scale: ``(512,)``, the standard deviations of W: the unit in which directions are learned.
+        w: ``(n, 512)`` samples of W. Their standard deviations are the unit in which directions are learned.
     """
 
     name = "style"
 
     def __init__(
         self, recipe: StyleRecipe, generator: Generator, classifiers: Classifiers, lpips: LPIPS,
-        identity: IdentityNet | None, faces: StyleFaces, held_out: StyleFaces, scale: Tensor,
+        identity: IdentityNet | None, faces: StyleFaces, held_out: StyleFaces, w: Tensor,
     ) -> None:  # fmt: skip
         self.recipe, self.generator, self.classifiers = recipe, generator, classifiers
         self.lpips, self.identity, self.faces, self.held_out = lpips, identity, faces, held_out
         self.device = generator.mean_latent.device
-        self.scale = scale.to(self.device)
+        self.scale = w.std(0).to(self.device)
+        self.metric = root_correlation(w).to(self.device)
         self.attributes = [ATTRIBUTES[name] for name in recipe.attributes]
         names, logits = classifiers.names, faces.logits
         self.logit_std = logits.std(0)
@@ -142,7 +149,7 @@ class StyleBranch(Task):
         self.trainable = nn.Module()
         self.trainable.directions = nn.ParameterDict({a.name: nn.Parameter(torch.zeros(shape)) for a in self.attributes})
         # Buffers are part of the state that a resumed run goes on from.
-        self.trainable.register_buffer("log_spa", torch.full((len(self.attributes),), math.log(0.3)))
+        self.trainable.register_buffer("log_spa", torch.zeros(len(self.attributes)))
         self.trainable.register_buffer("steps_made", torch.zeros((), dtype=torch.int64))
         self.trainable.to(self.device)
 
@@ -154,7 +161,7 @@ class StyleBranch(Task):
         return found if len(found) >= FEWEST else torch.where(defined, score, math.inf).argsort()[:FEWEST]
 
     def optimizer(self, groups: list[dict], recipe: TrainRecipe) -> torch.optim.Optimizer:
-        return ProximalStep(groups, recipe.lr, (recipe.beta1, recipe.beta2))
+        return ProximalStep(groups, recipe.lr, (recipe.beta1, recipe.beta2), self.metric)
 
     def _draw(self, share: Share) -> _Draw:
         """Attributes take turns, in an order that is shuffled every round; senses alternate."""
@@ -184,12 +191,12 @@ class StyleBranch(Task):
             wanted = self.lpips.features(target)
         logits, before = self.classifiers(pictures), self.faces.logits[draw.faces].to(self.device)
         score = torch.stack([a.score(z, names) for a, z in zip(kinds, logits)])
-        held = self.held[draw.attributes].to(self.device)
+        held, spread = self.held[draw.attributes].to(self.device), self.score_std[draw.attributes].to(self.device)
         moved = (logits - before) / self.logit_std.to(self.device)
         terms = {
             "l2": (small - target).square().mean((1, 2, 3)),
             "lpips": self.lpips.distance(self.lpips.features(small), wanted).float(),
-            "cls": F.softplus(self._goal(draw).to(self.device) - draw.sense.to(self.device) * score),
+            "cls": F.relu(self._goal(draw).to(self.device) - draw.sense.to(self.device) * score) / spread,
             "hold": (moved.square() * held).sum(1) / held.sum(1),
         }
         if self.identity is not None:
@@ -203,11 +210,7 @@ class StyleBranch(Task):
         return loss, figures
 
     def _goal(self, draw: _Draw) -> Tensor:
-        """Score ``(B,)``, in the wanted sense, from which the classification loss is small.
-
-        A face from which the attribute is far is asked for a step towards it, not for all of the way:
-        otherwise the few that cannot turn would decide how far every face is moved.
-        """
+        """Score ``(B,)``, in the wanted sense, from which on the classification loss is zero."""
         names = self.classifiers.names
         was = torch.stack([self.attributes[k].score(self.faces.logits[i], names) for k, i in zip(draw.attributes, draw.faces)])
         step = self.recipe.reach * draw.strength * self.score_std[draw.attributes]
@@ -244,7 +247,7 @@ class StyleBranch(Task):
                 continue
             d.copy_(soft_threshold(d, lr * float(self.trainable.log_spa[k].exp())))
             excess = float((d != 0).float().mean().clamp_min(1e-4)) / self._allowed(attribute)
-            self.trainable.log_spa[k] += 0.05 * min(1.0, max(-1.0, math.log(excess)))
+            self.trainable.log_spa[k] += 0.1 * min(1.0, max(-1.0, math.log(excess)))
 
     def _support(self, d: Tensor, attribute: Attribute) -> Tensor:
         """1 at the entries that stay, at most as many as are allowed: the largest."""
@@ -288,6 +291,12 @@ class StyleBranch(Task):
         save_tensors(directions, folder / "style.safetensors", made)
 
 
+def root_correlation(w: Tensor) -> Tensor:
+    """Square root ``(D, D)`` of the correlation matrix of samples ``(n, D)``: large along what they share."""
+    values, basis = torch.linalg.eigh(torch.corrcoef(w.T.double()))
+    return ((basis * values.clamp_min(0).sqrt()) @ basis.T).float()
+
+
 def build(recipe: StyleRecipe, device: torch.device) -> StyleBranch:
     """The task of a recipe: networks loaded, photographs inverted, every face drawn."""
     mapper = load_generator(recipe.generator)
@@ -303,14 +312,14 @@ def build(recipe: StyleRecipe, device: torch.device) -> StyleBranch:
         photos = photos[np.linspace(0, len(photos) - 1, min(recipe.real, len(photos))).astype(int)]
         codes = torch.cat((codes, invert_crops(encoder.eval(), generator, photos, recipe.out / "inverted.safetensors")))
     held = mixed_latents(mapper, recipe.held_out, seed=recipe.seed + 2, truncation=(0.6, 1.0), mixing=0.0)
-    scale = mapper.map(torch.randn(4096, mapper.style_dim, generator=random_source("scale", recipe.seed))).std(0)
+    w = mapper.map(torch.randn(8192, mapper.style_dim, generator=random_source("W", recipe.seed)))
     return StyleBranch(
         recipe, generator, classifiers,
         LPIPS.from_file(recipe.lpips).to(device, memory_format=torch.channels_last),
         load_identity(recipe.identity).to(device) if recipe.identity else None,
         look_at(generator, classifiers, codes, recipe.out / "faces.npy"),
         look_at(generator, classifiers, held, recipe.out / "held_out.npy"),
-        scale,
+        w,
     )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from faceedit.train.task import Share
+
 VIEW_SIZE = 80
 # The FFHQ crop inside a CelebA picture of 89x109: left, top, side, in its pixels. It follows from
 # where eyes and mouth corners lie on average: (34.3, 55.6), (54.4, 55.6) and y = 76.1 there; (386, 480),
@@ -43,19 +45,22 @@ def canonical_view(pictures: Tensor, size: int = VIEW_SIZE) -> Tensor:
     return F.interpolate(pictures, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def celeba_grid(rows: int | Tensor, size: int = VIEW_SIZE, **jitter: Tensor) -> Tensor:
+def celeba_grid(
+    rows: int, size: int = VIEW_SIZE, device: torch.device | str = "cpu", **jitter: Tensor
+) -> Tensor:
     """Sampling grid that cuts canonical views out of CelebA pictures.
 
     Args:
         rows: Number of pictures B.
         size: Side of the view in pixels.
+        device: Of the grid.
         jitter: Optional disturbances, each ``(B,)``: `mirror` (1 or -1), `scale` (factor on the
             window's side), `angle` (radians), `dx` and `dy` (fractions of the window's side).
 
     Returns:
         ``(B, size, size, 2)`` for `grid_sample` with ``align_corners=False`` on ``(B, 3, 109, 89)``.
     """
-    one, zero = torch.ones(rows), torch.zeros(rows)
+    one, zero = torch.ones(rows, device=device), torch.zeros(rows, device=device)
     mirror, scale, angle = (jitter.get(k, d) for k, d in (("mirror", one), ("scale", one), ("angle", zero)))
     dx, dy = jitter.get("dx", zero), jitter.get("dy", zero)
     left, top, side = CELEBA_WINDOW
@@ -84,7 +89,7 @@ def celeba_view(pictures: Tensor, size: int = VIEW_SIZE, grid: Tensor | None = N
     Returns:
         ``(B, 3, size, size)`` in [-1, 1].
     """
-    grid = celeba_grid(len(pictures), size) if grid is None else grid
+    grid = celeba_grid(len(pictures), size, pictures.device) if grid is None else grid
     pictures = pictures.float().div_(127.5).sub_(1)
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
@@ -92,71 +97,62 @@ def celeba_view(pictures: Tensor, size: int = VIEW_SIZE, grid: Tensor | None = N
 # --- augmentation ---------------------------------------------------------------------------
 
 
-def _uniform(rows: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return torch.empty(rows).uniform_(low, high, generator=generator)
-
-
-def _choose(views: Tensor, changed: Tensor, chance: float, generator: torch.Generator) -> Tensor:
+def _choose(views: Tensor, changed: Tensor, chance: float, share: Share) -> Tensor:
     """Take each row from `changed` with this chance."""
-    return torch.where((torch.rand(len(views), generator=generator) < chance)[:, None, None, None], changed, views)
+    return torch.where(share.uniform(0, 1, 1, 1, 1) < chance, changed, views)
 
 
 def _jpeg(views: Tensor, strength: Tensor) -> Tensor:
     """Quantise 8x8 cosine blocks as JPEG does; `strength` (B,) multiplies its table."""
-    n = torch.arange(8.0)
+    n = torch.arange(8.0, device=views.device)
     dct = torch.cos((2 * n[None] + 1) * n[:, None] * math.pi / 16) / 2
     dct[0] /= math.sqrt(2)
     rows, _, height, width = views.shape
     padded = F.pad(views, (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # B,3,h,w,8,8
     # The table is for values that span 255 grey levels; ours span 2.
-    step = 2 * _JPEG_QUANTUM * strength.view(rows, 1, 1, 1, 1, 1)
+    step = 2 * _JPEG_QUANTUM.to(views.device) * strength.view(rows, 1, 1, 1, 1, 1)
     coefficients = (dct @ blocks @ dct.T / step).round() * step
     blocks = dct.T @ coefficients @ dct
     return blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)[..., :height, :width]
 
 
-def augment(pictures: Tensor, generator: torch.Generator, size: int = VIEW_SIZE) -> Tensor:
+def augment(pictures: Tensor, share: Share, size: int = VIEW_SIZE) -> Tensor:
     """Random canonical views of CelebA pictures: flip, small warp, colour, focus, resolution, JPEG.
 
     Args:
-        pictures: ``(B, 3, 109, 89)`` uint8.
-        generator: Source of all randomness.
+        pictures: ``(B, 3, 109, 89)`` uint8, on the share's device.
+        share: Of B samples; all randomness is theirs.
         size: Side of the views in pixels.
 
     Returns:
         ``(B, 3, size, size)`` in [-1, 1].
     """
-    rows = len(pictures)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return _uniform(rows, low, high, generator)
-
     grid = celeba_grid(
-        rows,
+        len(pictures),
         size,
-        mirror=torch.where(uniform(0, 1) < 0.5, 1.0, -1.0),
-        scale=uniform(0.88, 1.12),
-        angle=uniform(-0.15, 0.15),
-        dx=uniform(-0.06, 0.06),
-        dy=uniform(-0.06, 0.06),
+        pictures.device,
+        mirror=torch.where(share.uniform() < 0.5, 1.0, -1.0),
+        scale=share.uniform(0.88, 1.12),
+        angle=share.uniform(-0.15, 0.15),
+        dx=share.uniform(-0.06, 0.06),
+        dy=share.uniform(-0.06, 0.06),
     )
     views = celeba_view(pictures, size, grid)
     # Focus: from a soft blur to sharpening, as generated pictures are crisper than CelebA's.
     blurred = F.avg_pool2d(F.pad(views, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    focus = uniform(-0.9, 1.0).view(-1, 1, 1, 1)
-    views = _choose(views, views + focus * (views - blurred), 0.6, generator)
+    views = _choose(views, views + share.uniform(-0.9, 1.0, 1, 1, 1) * (views - blurred), 0.6, share)
     # Resolution: down and up again, one factor for the batch.
-    small = max(24, round(size * float(torch.empty(1).uniform_(0.4, 1, generator=generator))))
+    small = max(24, round(size * (0.4 + 0.6 * torch.rand(1, generator=share.common).item())))
     coarse = F.interpolate(canonical_view(views, small), (size, size), mode="bilinear", align_corners=False)
-    views = _choose(views, coarse, 0.3, generator)
+    views = _choose(views, coarse, 0.3, share)
     # Colour: gain per channel, contrast, saturation, brightness.
     grey = views.mean(1, keepdim=True)
-    colour = grey + (views - grey) * uniform(0.3, 1.5).view(-1, 1, 1, 1)
-    gain = torch.empty(rows, 3, 1, 1).uniform_(0.85, 1.15, generator=generator)
-    colour = colour * gain * uniform(0.7, 1.3).view(-1, 1, 1, 1) + uniform(-0.25, 0.25).view(-1, 1, 1, 1)
-    views = _choose(views, colour, 0.8, generator).clamp(-1, 1)
-    return _choose(views, _jpeg(views, uniform(0.1, 1.2)), 0.3, generator).clamp(-1, 1)
+    colour = grey + (views - grey) * share.uniform(0.3, 1.5, 1, 1, 1)
+    gain = share.uniform(0.85, 1.15, 3, 1, 1) * share.uniform(0.7, 1.3, 1, 1, 1)
+    colour = colour * gain + share.uniform(-0.25, 0.25, 1, 1, 1)
+    views = _choose(views, colour, 0.8, share).clamp(-1, 1)
+    return _choose(views, _jpeg(views, share.uniform(0.1, 1.2)), 0.3, share).clamp(-1, 1)
 
 
 # --- disturbances that test a trained classifier ----------------------------------------------

@@ -78,7 +78,7 @@ def test_an_editor_edits_with_them(kind, tmp_path):
     assert not torch.equal(refined.latents, inversion.latents)
     # A whole photograph goes through the packaged crop network.
     assert editor.config.crop.frame_net == FaceEditor.from_pretrained().config.crop.frame_net
-    assert made.tensors["frame_net.answer.weight"].abs().sum() > 0
+    assert made.tensors["frame_net.mesh.points.weight"].abs().sum() > 0
 
     entries = {entry["used_for"]: entry for entry in editor.config.provenance}
     network = entries["generator and encoder" if encoder is None else "generator"]

@@ -3,6 +3,7 @@
 import pytest
 from tiny_celeba import write_celeba
 
+from faceedit.errors import DataError
 from faceedit.train.celeba import read_celeba, split_files
 
 
@@ -27,3 +28,9 @@ def test_pictures_come_with_their_own_labels(tmp_path):
     assert names == ("Bright", "Other")
     assert labels.tolist() == [[1, 0], [0, 1]]
     assert pictures[0].float().mean() > pictures[1].float().mean() + 100
+
+
+def test_a_picture_without_labels_is_refused(tmp_path):
+    write_celeba(tmp_path, 4)
+    with pytest.raises(DataError, match="1 of 2 pictures have no labels, such as '000009.jpg'"):
+        read_celeba(tmp_path, ["000001.jpg", "000009.jpg"])

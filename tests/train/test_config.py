@@ -1,6 +1,7 @@
 """Recipes: one commented line a setting, read strictly from defaults, TOML and flags."""
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, dataclass, fields
@@ -191,8 +192,9 @@ def test_every_setting_has_its_comment(kind):
 @pytest.mark.parametrize("path", sorted(config.RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_accepted_and_says_what_to_expect(path):
     assert find_recipe(path.stem) == path
-    kind = recipes()[path.stem.partition("_")[0]]
-    made = make_recipe(kind, {"out": "run", **config.read_toml(path)})
+    stage, name = re.search(r"^#   python -m faceedit\.train (\S+) --config (\S+) --out", path.read_text(), re.M).groups()
+    assert name == path.stem
+    made = make_recipe(recipes()[stage], {"out": "run", **config.read_toml(path)})
     assert path.read_text().startswith("#")
     for name, value in config.read_toml(path).items():
         assert plain(made)[name] == value

@@ -114,7 +114,8 @@ def test_the_command_measures_both_kinds_of_faces_and_draws(editor, photos, netw
     monkeypatch.setattr(evaluate_style, "SIZE", 64)
     sparse = torch.zeros(8, 24)
     sparse[3, :2] = 2.0
-    Directions({"smile": sparse, "beard": torch.ones(8, 24)}, ranges={"smile": (-1.5, 2.5)}).save(tmp_path / "d.safetensors")
+    directions = Directions({"smile": sparse, "beard": torch.ones(8, 24)}, ranges={"smile": (-1.5, 2.5)})
+    directions.save(tmp_path / "d.safetensors")
     out = tmp_path / "out"
     threads = torch.get_num_threads()
     try:
@@ -124,7 +125,8 @@ def test_the_command_measures_both_kinds_of_faces_and_draws(editor, photos, netw
     finally:
         torch.set_num_threads(threads)
     text = capsys.readouterr().out
-    for said in ("n = 5", "n = 2", "64 px", "pixels in [0, 1]", "alexnet", "DlibFaceNet", "efficientnet-lite0, half B, seed 7", "2^31 + 0"):
+    judge = "efficientnet-lite0, half B, seed 7"
+    for said in ("n = 5", "n = 2", "64 px", "pixels in [0, 1]", "alexnet", "DlibFaceNet", judge, "2^31 + 0"):
         assert said in text, said
     result = json.loads((out / "style.json").read_text())
     assert result["ranges"]["smile"] == [-1.5, 2.5] and result["first_seed"] == 2**31

@@ -45,7 +45,8 @@ def test_the_directions_figure_has_a_row_an_attribute_and_a_block_a_training():
     first = heat + figures._GAP
     centres = [tuple(row[first + i * tile + tile // 2]) for i in range(4)]
     assert centres == [(128,) * 3, (255,) * 3] * 2
-    both = np.array(directions_figure({"smile": [0, 1], "age": [2]}, directions, faces, Directions({"age": torch.ones(4, 4)}), faces))
+    without = Directions({"age": torch.ones(4, 4)})
+    both = np.array(directions_figure({"smile": [0, 1], "age": [2]}, directions, faces, without, faces))
     assert both.shape[1] == 2 * sheet.shape[1]
     right = both[:, sheet.shape[1] :]
     assert (right[head : head + tile] == 255).all()  # smile was not trained without L_spa

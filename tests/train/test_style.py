@@ -13,10 +13,13 @@ from faceedit.errors import ConfigError, DataError, UsageError
 from faceedit.train.attributes import ATTRIBUTES
 from faceedit.train.calibrate import CalibrateRecipe, calibrate, crossings, needed_scale
 from faceedit.train.proximal import ProximalStep, soft_threshold
-from faceedit.train.style import StyleBranch, StyleRecipe
+from faceedit.train.style import StyleBranch, StyleRecipe, root_correlation
 from faceedit.train.style_faces import Classifiers, StyleFaces, look_at, to_unit
 from faceedit.train.task import Share
 from faceedit.train.trainer import Trainer
+
+
+W = torch.randn(4000, DIM, generator=torch.Generator().manual_seed(9))
 
 
 def recipe(out, **changes):
@@ -36,7 +39,7 @@ def faces(tmp_path_factory):
 
 def branch(recipe, faces, kind=StyleBranch):
     generator = Generator()
-    return kind(recipe, generator, Classifiers([Classifier()]), Distance(), None, faces, faces, torch.ones(DIM))
+    return kind(recipe, generator, Classifiers([Classifier()]), Distance(), None, faces, faces, W)
 
 
 def trained(recipe, faces):
@@ -186,6 +189,21 @@ def test_a_step_is_the_mean_gradient_over_its_size():
         optimizer.step()
     assert torch.allclose(p.detach(), -0.3 * gradient / gradient.square().mean().sqrt(), rtol=1e-4)
     assert torch.equal(still.detach(), torch.ones(2))
+
+
+def test_a_metric_turns_the_step_towards_what_it_calls_short():
+    p = torch.nn.Parameter(torch.zeros(1, 2))
+    optimizer = ProximalStep([{"params": [p]}], 0.1, (0.9, 0.99), torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    p.grad = torch.tensor([[1.0, 0.0]])
+    optimizer.step()
+    assert torch.allclose(p.detach(), -0.1 * torch.tensor([[2.0, 1.0]]) / 2.5**0.5)
+
+
+def test_the_metric_squares_to_the_correlation_of_w():
+    w = torch.randn(3000, 3, generator=torch.Generator().manual_seed(2)) @ torch.tensor([[1.0, 0.8, 0], [0, 1, 0], [0, 0, 5]])
+    root = root_correlation(w)
+    assert torch.allclose(root @ root, torch.corrcoef(w.T), atol=1e-4)
+    assert torch.allclose(root, root.T, atol=1e-5) and torch.linalg.eigvalsh(root).min() >= 0
 
 
 # --- calibration --------------------------------------------------------------------------------

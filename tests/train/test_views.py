@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from faceedit.train import views as module
+from faceedit.train.task import Share
 from faceedit.train.views import augment, blurred, canonical_view, celeba_grid, celeba_view, coarsened, compressed
 
 
@@ -46,9 +47,18 @@ def test_a_mirrored_grid_gives_the_mirrored_view():
 
 def test_augmentation_follows_its_seed_and_stays_in_range():
     pictures = torch.randint(0, 256, (6, 3, 109, 89), dtype=torch.uint8)
-    first, again, other = (augment(pictures, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, again, other = (augment(pictures, Share(seed, 0, range(6), 6)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.shape == (6, 3, 80, 80) and first.min() >= -1 and first.max() <= 1
+
+
+def test_parts_of_a_batch_are_augmented_as_the_whole():
+    """Also when pictures are coarsened, by the one factor that a batch has."""
+    pictures = torch.randint(0, 256, (1, 3, 109, 89), dtype=torch.uint8).expand(12, -1, -1, -1)
+    whole = augment(pictures, Share(0, 4, range(12), 12))
+    parts = [augment(pictures[rows], Share(0, 4, rows, 12)) for rows in (range(5), range(5, 12))]
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=0)
+    assert not torch.equal(whole[0], whole[1])
 
 
 def test_jpeg_blocks_hardly_change_a_flat_picture_and_nothing_at_all_when_fine():
@@ -77,6 +87,7 @@ def test_coarse_views_lose_the_finest_checks_but_not_the_mean():
 
 
 def test_jpeg_keeps_the_picture_and_hurts_more_at_lower_quality():
-    smooth = F.interpolate(torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(0)) * 2 - 1, (80, 80), mode="bilinear")
+    noise = torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    smooth = F.interpolate(noise, (80, 80), mode="bilinear")
     errors = [(compressed(smooth, quality) - smooth).abs().mean().item() for quality in (95, 30)]
     assert 0 < errors[0] < errors[1] < 0.15
