@@ -4,7 +4,8 @@
 
 On generated faces of their own, each attribute's scale is the least at which strength 1 turns a given
 share of the faces that lack it, and -1 the same share of those that have it, as the training's
-classifiers see it. The tested range ends where a larger share turns.
+classifiers see it; where no scale does, the least at which the most turn. The tested range ends where a
+larger share turns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from faceedit.directions import Directions
-from faceedit.errors import DataError
+from faceedit.errors import DataError, UsageError
 from faceedit.models.generator import Generator
 from faceedit.train.attributes import ATTRIBUTES, Attribute
 from faceedit.train.checkpoint import load_generator
@@ -48,13 +49,15 @@ class CalibrateRecipe:
     classifiers: tuple[Path, ...]  # those of the training
     directions: Path  # style.safetensors of the style stage
     out: Path  # directions file to write
-    share: Fraction = 0.9  # of the faces to turn, that strengths 1 and -1 turn
+    attributes: tuple[str, ...] = ()  # those to calibrate; none for all that were learned
+    share: Fraction = 0.88  # of the faces to turn, that strengths 1 and -1 turn
+    least: Fraction = 0.5  # a direction that never turns so many is left out
     top_share: Fraction = 0.97  # that the ends of the tested range turn
     longest: Positive = 2.0  # the tested range never goes further than this strength
     faces: Count = 400  # generated faces to choose those to turn from
     turned: Count = 48  # faces to turn, each way
     fewest: Count = 8  # with fewer that have the attribute, only one way is calibrated
-    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.4, 2.0, 2.8, 4.0)  # tried, of the learned length
+    scales: tuple[float, ...] = (0.8, 1.2, 1.7, 2.4, 3.2)  # tried, of the learned length
     seed: Seed = 3  # of the faces
     device: Device = "auto"  # auto: cuda, else mps, else cpu
     threads: Whole = 0  # CPU threads; 0 leaves PyTorch's choice
@@ -78,10 +81,11 @@ def crossings(scales: Sequence[float], scores: Tensor) -> Tensor:
     return found
 
 
-def needed_scale(crossed: Tensor, share: float) -> float:
-    """Scale that turns a share of the faces; infinity if fewer ever turn."""
-    count = math.ceil(share * len(crossed))
-    return float(crossed.sort().values[max(0, count - 1)])
+def needed_scale(crossed: Tensor, share: float) -> tuple[float, float]:
+    """Least scale that turns a share of the faces, or as many as ever turn; and the share that it turns."""
+    turning = crossed[crossed.isfinite()].sort().values
+    count = min(len(turning), max(1, math.ceil(share * len(crossed))))
+    return (float(turning[count - 1]), count / len(crossed)) if count else (math.inf, 0.0)
 
 
 @torch.no_grad()
@@ -103,13 +107,13 @@ def calibrate(
     """Directions of the right length, and their tested ranges.
 
     Raises:
-        DataError: No scale turns the share of an attribute's faces.
+        DataError: No direction turns enough faces.
     """
     bar = tqdm(codes.to(generator.mean_latent).split(1), desc="faces", mininterval=5)
     logits = torch.cat([classifiers(generator.preview(code)) for code in bar]).cpu()
     scaled, ranges = {}, {}
     for name, direction in vectors.items():
-        attribute, ends, steps = ATTRIBUTES[name], [], []
+        attribute, ends, needed = ATTRIBUTES[name], [], []
         for sense in (1, -1):
             rows = attribute.lacking(logits, classifiers.names, sense).nonzero()[: recipe.turned, 0]
             if len(rows) < recipe.fewest:
@@ -118,16 +122,17 @@ def calibrate(
             found = sense * scores(generator, classifiers, attribute, codes[rows], sense * direction, recipe.scales)
             before = sense * attribute.score(logits[rows], classifiers.names)
             crossed = crossings((0.0, *recipe.scales), torch.cat((before[None], found)))
-            steps.append(needed_scale(crossed, recipe.share))
-            ends.append(needed_scale(crossed, recipe.top_share))
-        scale = max(steps, default=math.inf)
-        if math.isinf(scale):
-            log.warning("%s: no scale turns %g of its faces; left out", name, recipe.share)
+            needed.append(needed_scale(crossed, recipe.share))
+            ends.append(needed_scale(crossed, recipe.top_share)[0])
+        if not needed or min(turned for _, turned in needed) < recipe.least:
+            log.warning("%s: no scale turns %g of its faces; left out", name, recipe.least)
             continue
+        scale = max(step for step, _ in needed)
         # To the next quarter.
         end = math.ceil(4 * min(recipe.longest, max(1.25, max(ends) / scale))) / 4
         scaled[name], ranges[name] = scale * direction, (-end, end)
-        log.info("%s: %.2f of the learned length (needed %s), range %g", name, scale, ", ".join(f"{s:.2f}" for s in steps), end)
+        told = ", ".join(f"{step:.2f} turns {turned:.0%}" for step, turned in needed)
+        log.info("%s: %.2f of the learned length (%s), range %g", name, scale, told, end)
     if not scaled:
         raise DataError("No direction turns enough faces: train them longer.")
     return scaled, ranges
@@ -140,9 +145,13 @@ def main(argv: list[str]) -> int:
     mapper = load_generator(recipe.generator)
     generator = copy.deepcopy(mapper).to(device, torch.bfloat16, memory_format=torch.channels_last)
     classifiers = Classifiers.load(recipe.classifiers).to(device)
+    vectors = load_file(recipe.directions)
+    if unknown := set(recipe.attributes) - set(vectors):
+        raise UsageError(f"{', '.join(sorted(unknown))} was not learned; {recipe.directions} has {', '.join(vectors)}")
+    vectors = {name: vectors[name] for name in recipe.attributes or vectors}
     codes = mixed_latents(mapper, recipe.faces, seed=recipe.seed, truncation=(0.6, 1.0), mixing=0.0)
     with torch.no_grad():
-        scaled, ranges = calibrate(generator, classifiers, load_file(recipe.directions), codes, recipe)
+        scaled, ranges = calibrate(generator, classifiers, vectors, codes, recipe)
     directions = Directions(
         scaled, ranges=ranges, licence=LICENCE, generator="mobile_stylegan",
         aliases={name: ATTRIBUTES[name].aliases for name in scaled},

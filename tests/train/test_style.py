@@ -212,8 +212,10 @@ def test_the_metric_squares_to_the_correlation_of_w():
 def test_crossings_are_interpolated():
     scores = torch.tensor([[-1.0, -2.0, -1.0], [1.0, -1.0, -0.5], [3.0, 1.0, -0.2]])
     assert crossings((0.0, 1.0, 2.0), scores).tolist() == pytest.approx([0.5, 1.5, math.inf])
-    assert needed_scale(torch.tensor([0.5, 1.5, math.inf]), 0.6) == 1.5
-    assert math.isinf(needed_scale(torch.tensor([0.5, 1.5, math.inf]), 0.9))
+    assert needed_scale(torch.tensor([0.5, 1.5, math.inf]), 0.6) == (1.5, pytest.approx(2 / 3))
+    assert needed_scale(torch.tensor([0.5, 1.5, math.inf]), 0.3) == (0.5, pytest.approx(1 / 3))
+    assert needed_scale(torch.tensor([0.5, 1.5, math.inf]), 0.9) == (1.5, pytest.approx(2 / 3)), "as many as ever turn"
+    assert needed_scale(torch.tensor([math.inf]), 0.9) == (math.inf, 0)
 
 
 def test_calibrated_strength_one_turns_the_share(tmp_path):
