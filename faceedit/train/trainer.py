@@ -311,8 +311,9 @@ class Trainer:
                 )
             try:
                 self.task.trainable.load_state_dict(state["trainable"])
-                # The learning rates and so on are those of the recipe now.
-                groups = self.optimizer.state_dict()["param_groups"]
+                # The learning rates and so on are those of the recipe now; a group's own count of steps stays.
+                groups = zip(state["optimizer"]["param_groups"], self.optimizer.state_dict()["param_groups"], strict=True)
+                groups = [{**saved, **own} for saved, own in groups]
                 self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
                 self.task.load_state_dict(state["extra"])
             except (RuntimeError, ValueError) as error:
