@@ -92,7 +92,7 @@ def main() -> None:
         crop = generator(code).clamp(-1, 1)
         passes["encoder, first answer"] = lambda: editor._encoder(crop)
         if args.compile:
-            compiled = torch.compile(generator)
+            compiled = torch.compile(generator, fullgraph=True)
             passes["generator pass, compiled"] = lambda: compiled(code)
         if args.wheel:
             network = openvino(args.wheel, threads)

@@ -12,6 +12,7 @@ from faceedit.results import Inversion
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 256
+SHOWN = ("smile", "age", "gender", "glasses", "beard", "mouth_open")
 LABEL = 22  # pixels below each picture
 
 
@@ -33,16 +34,16 @@ def main() -> None:
     editor = FaceEditor.from_pretrained()
     photo = Image.open(ROOT / "examples" / "astronaut.png").convert("RGB")
     inversion = editor.invert(photo)
-    edits = {name: -1.0 if name == "smile" else 1.0 for name in editor.attributes}  # she smiles already
+    edits = {name: -1.0 if name == "smile" else 1.0 for name in SHOWN}  # she smiles already
     row = [(f"{name} {s:+g}", editor.edit(inversion, {name: s})) for name, s in edits.items()]
     sheet([[("photograph", photo), *row]], "astronaut_edits.jpg")
 
     rows = []
-    for code in editor._generator.sample(4, truncation=0.7, seed=21):
+    for code in editor.generator.sample(4, truncation=0.7, seed=21):
         # An inversion that is only a code: the generator's picture takes the photograph's place.
         face = Inversion(code)
         row = [("generated", editor.edit(face))]
-        rows.append(row + [(f"{name} +1", editor.edit(face, {name: 1.0})) for name in editor.attributes])
+        rows.append(row + [(f"{name} +1", editor.edit(face, {name: 1.0})) for name in SHOWN])
     sheet(rows, "generated_edits.jpg")
 
 

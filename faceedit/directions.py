@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from faceedit.config import AttributeInfo
 from faceedit.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -91,11 +93,14 @@ class Directions:
         ranges: Name to the lowest and highest strength at which edits were looked at and found
             plausible; (-1, 1) where not given.
         licence: Under what terms the directions may be passed on.
+        descriptions: Name to one line for people.
+        success: Name to what was measured of it, as JSON values.
+        generator: Which generator's W+ they belong to, for messages; "" where not known.
         shape: ``(n_styles, dim)`` that they must have; needed for an empty set.
 
     Raises:
-        UsageError: If shapes differ, values are not finite, an alias or range belongs to no
-            direction, or a name is taken twice.
+        UsageError: If shapes differ, values are not finite, an alias, range, description or
+            measurement belongs to no direction, or a name is taken twice.
     """
 
     def __init__(
@@ -105,6 +110,9 @@ class Directions:
         aliases: Mapping[str, Sequence[str]] | None = None,
         ranges: Mapping[str, Sequence[float]] | None = None,
         licence: str = "",
+        descriptions: Mapping[str, str] | None = None,
+        success: Mapping[str, Mapping[str, Any]] | None = None,
+        generator: str = "",
         shape: tuple[int, int] | None = None,
     ) -> None:
         if not vectors and shape is None:
@@ -132,10 +140,16 @@ class Directions:
             if _fold(name) not in kept or not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise UsageError(f"range {tuple(span)} of {name!r} is empty or belongs to no direction")
             spans[_fold(name)] = (float(low), float(high))
+        for name in (*(descriptions or ()), *(success or ())):
+            if _fold(name) not in kept:
+                raise UsageError(f"{name!r} is described and is none of the directions {', '.join(kept)}")
         self._vectors = MappingProxyType(kept)
         self._index = MappingProxyType(index)
         self._ranges = MappingProxyType(spans)
         self._licence = licence
+        self._descriptions = MappingProxyType({_fold(name): text for name, text in (descriptions or {}).items()})
+        self._success = MappingProxyType({_fold(name): dict(facts) for name, facts in (success or {}).items()})
+        self._generator = generator
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,6 +175,26 @@ class Directions:
     def licence(self) -> str:
         """Terms under which the directions may be passed on; may be empty."""
         return self._licence
+
+    @property
+    def generator(self) -> str:
+        """Name of the generator that they were made for; may be empty."""
+        return self._generator
+
+    @property
+    def attributes(self) -> dict[str, AttributeInfo]:
+        """Name to all that is known of it, as a checkpoint's config holds it."""
+        aliases = self.aliases
+        return {
+            name: AttributeInfo(
+                range=self._ranges[name],
+                aliases=aliases[name],
+                licence=self._licence,
+                description=self._descriptions.get(name, ""),
+                success=dict(self._success.get(name, {})),
+            )
+            for name in self._vectors
+        }
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -226,28 +260,46 @@ class Directions:
         """Return the same directions for a generator with ``n_styles`` rows; see :func:`translate_rows`."""
         vectors = {name: translate_rows(vector, n_styles) for name, vector in self._vectors.items()}
         return Directions(
-            vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence, shape=(n_styles, self._shape[1])
-        )
+            vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence,
+            descriptions=self._descriptions, success=self._success, shape=(n_styles, self._shape[1]),
+        )  # fmt: skip
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Directions:
         """Return the same directions on another device or in another floating-point type."""
         vectors = {name: vector.to(device=device, dtype=dtype) for name, vector in self._vectors.items()}
-        return Directions(vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence, shape=self._shape)
+        return Directions(
+            vectors, aliases=self.aliases, ranges=self._ranges, licence=self._licence,
+            descriptions=self._descriptions, success=self._success, generator=self._generator, shape=self._shape,
+        )  # fmt: skip
 
-    def merge(self, other: Directions) -> Directions:
+    def merge(self, other: Directions, *, replace: bool = False) -> Directions:
         """Return these directions together with others of the same shape.
 
+        Args:
+            other: The directions to add.
+            replace: A name that both sets have means the other set's direction from now on: ours of
+                that name is left out, and where it was an alias ours no longer answers to it.
+
         Raises:
-            UsageError: If shapes differ or a name or alias is in both.
+            UsageError: If shapes differ, or both sets have a name or alias and `replace` is false.
         """
         clash = set(self._index) & set(other._index)
-        if clash:
+        if clash and not replace:
             raise UsageError(f"both sets have {', '.join(sorted(clash))}")
+        ours = [name for name in self._vectors if name not in other._index]
+
+        def both(mine: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+            return {**{name: mine[name] for name in ours if name in mine}, **others}
+
+        left = {name: tuple(a for a in aliases if a not in other._index) for name, aliases in self.aliases.items()}
         return Directions(
-            {**self._vectors, **other._vectors},
-            aliases={**self.aliases, **other.aliases},
-            ranges={**self._ranges, **other._ranges},
+            both(self._vectors, other._vectors),
+            aliases=both(left, other.aliases),
+            ranges=both(self._ranges, other._ranges),
             licence="; ".join(dict.fromkeys(filter(None, (self._licence, other._licence)))),
+            descriptions=both(self._descriptions, other._descriptions),
+            success=both(self._success, other._success),
+            generator=self._generator or other._generator,
             shape=self._shape,
         )
 
@@ -260,10 +312,16 @@ class Directions:
     def describe(self) -> dict[str, object]:
         """Everything but the tensors, as plain values that JSON can hold."""
         attributes = [
-            {"name": name, "aliases": list(self.aliases[name]), "range": list(self._ranges[name])}
-            for name in self._vectors
+            {
+                "name": name,
+                "aliases": list(info.aliases),
+                "range": list(info.range),
+                "description": info.description,
+                "success": info.success,
+            }
+            for name, info in self.attributes.items()
         ]
-        return {"attributes": attributes, "licence": self._licence}
+        return {"attributes": attributes, "licence": self._licence, "generator": self._generator}
 
     @classmethod
     def from_tensors(
@@ -276,7 +334,7 @@ class Directions:
 
         Args:
             tensors: From :meth:`to_tensors`; keys without the prefix are of other networks and left.
-            description: From :meth:`describe`.
+            description: From :meth:`describe`; what earlier releases did not write may be missing.
             shape: ``(n_styles, dim)`` of the generator, where it is known.
 
         Raises:
@@ -293,9 +351,14 @@ class Directions:
                 aliases={name: entry["aliases"] for name, entry in attributes.items()},
                 ranges={name: entry["range"] for name, entry in attributes.items()},
                 licence=str(description.get("licence", "")),
+                descriptions={name: entry["description"] for name, entry in attributes.items() if entry.get("description")},
+                success={name: entry["success"] for name, entry in attributes.items() if entry.get("success")},
+                generator=str(description.get("generator", "")),
                 shape=shape,
             )
-        except (KeyError, TypeError, AttributeError, UsageError) as error:
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the description of the directions is not valid: {error}") from error
 
     def save(self, path: str | Path, *, source: str = "") -> None:

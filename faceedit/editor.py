@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -140,9 +141,10 @@ class FaceEditor:
         directions = Directions.from_tensors(
             {name: tensor.float() for name, tensor in tensors.items()},
             {"attributes": [
-                {"name": name, "aliases": info.aliases, "range": info.range}
+                {"name": name, "aliases": info.aliases, "range": info.range,
+                 "description": info.description, "success": info.success}
                 for name, info in config.attributes.items()
-            ]},
+            ], "generator": config.generator.name},
             (generator.n_styles, generator.style_dim),
         )
         readme = folder / "README.md"
@@ -197,6 +199,51 @@ class FaceEditor:
             self._config, moved(self._generator), moved(self._encoder), self._frame_net, self._directions, self._readme
         )
 
+    def load_directions(self, directions: str | Path | Directions, *, replace: bool = False) -> FaceEditor:
+        """The same editor with more attributes; this one stays as it is.
+
+        Args:
+            directions: A file written by `python -m faceedit.train fit-directions` or by
+                `Directions.save`; or the directions themselves.
+            replace: Where a name is taken already, it means the new direction from now on.
+
+        Returns:
+            An editor that edits, lists and saves the new attributes along with its own.
+
+        Raises:
+            CheckpointNotFoundError: There is no such file.
+            CheckpointError: The file is damaged or of another format.
+            UsageError: The directions are of another generator, or a name is taken and `replace`
+                is false.
+        """
+        if isinstance(directions, Directions):
+            added, what = directions, "these directions"
+        else:
+            added, what = Directions.load(directions), repr(str(directions))
+        own = self._directions
+        if added.shape != own.shape:
+            raise UsageError(
+                f"{what} moves codes of {added.shape[0]} rows of {added.shape[1]} numbers, made for the generator "
+                f"{added.generator or '(its name is not in the file)'}; this editor's is {self._config.generator.name}, "
+                f"with {own.shape[0]} rows of {own.shape[1]}. Fit the directions with this checkpoint"
+            )
+        try:
+            merged = own.merge(added.to("cpu", torch.float32), replace=replace)
+        except UsageError as error:
+            raise UsageError(
+                f"{what} cannot be added: {error}. Pass replace=True to give those names to the new directions, "
+                "or save them under other names"
+            ) from None
+        known, new = {own.resolve(name): info for name, info in self.attributes.items()}, added.attributes
+        attributes = {
+            name: new[name] if name in new else dataclasses.replace(known[name], aliases=merged.aliases[name])
+            for name in merged.names
+        }
+        return FaceEditor(
+            dataclasses.replace(self._config, attributes=attributes),
+            self._generator, self._encoder, self._frame_net, merged, self._readme,
+        )  # fmt: skip
+
     # --- what it is -------------------------------------------------------------------------
 
     @property
@@ -208,6 +255,16 @@ class FaceEditor:
     def attributes(self) -> Mapping[str, AttributeInfo]:
         """Attribute to its aliases, tested range, licence and description."""
         return self._config.attributes
+
+    @property
+    def directions(self) -> Directions:
+        """The attributes' directions in W+."""
+        return self._directions
+
+    @property
+    def generator(self) -> Generator:
+        """The frozen generator, shared by everything that uses this editor."""
+        return self._generator
 
     @property
     def resolution(self) -> int:
@@ -239,6 +296,7 @@ class FaceEditor:
         landmark_predictor: str | Path | None = None,
         steps: int = 0,
         progress: Progress | None = None,
+        reconstruct: bool = True,
     ) -> Inversion | list[Inversion]:
         """Find the generator's code of a face, once; then `edit` it as often as you like.
 
@@ -250,6 +308,8 @@ class FaceEditor:
             landmark_predictor: A dlib 68-point file of your own, in place of our frame net.
             steps: Refine the code by so many steps of optimisation; 50 take some seconds.
             progress: Called after every refinement step.
+            reconstruct: Also draw the unedited face; without it, `reconstruction` is None and a
+                generator pass is saved.
 
         Returns:
             An `Inversion`; a list of them for "all" or boxes.
@@ -261,7 +321,7 @@ class FaceEditor:
             UsageError: Arguments contradict each other.
         """
         choice = (faces, aligned, landmarks, landmark_predictor)
-        inversions = self._invert(self._find(images.read(image), *choice), steps, progress)
+        inversions = self._invert(self._find(images.read(image), *choice), steps, progress, reconstruct)
         several = faces == "all" if isinstance(faces, str) else not isinstance(faces, int)
         return inversions if several and not aligned and landmarks is None else inversions[0]
 

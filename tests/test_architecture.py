@@ -17,7 +17,7 @@ PACKAGE = ROOT / "faceedit"
 
 # A module imports only lower ranks. What is not listed stands with the branches and generators.
 MODEL_RANKS = {
-    "ops": 0, "layers": 1, "efficientnet_lite": 1, "ir_se50": 1,
+    "ops": 0, "layers": 1, "efficientnet_lite": 1, "ir_se50": 1, "face_mesh": 1,
     "efficientnet_encoder": 3, "psp_encoder": 3, "e4e_encoder": 4, "fusion": 3,
 }  # fmt: skip
 MODEL_MIDDLE = 2

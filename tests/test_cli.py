@@ -540,3 +540,25 @@ def test_a_real_editor_fits(tmp_path, monkeypatch, capsys):
     assert sizes == [(128, 96), (4 * 256, 256 + 32), (64, 64), (64, 64)]
     assert Image.open("a.png").tobytes() != Image.open("photo.png").tobytes()
     assert main(["attributes", *real]) == main(["info", *real]) == 0
+
+
+def test_directions_of_ones_own_go_before_the_checkpoints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    editor = make_editor()
+    editor.save_pretrained("tiny")
+    Image.new("RGB", (64, 64), (90, 60, 30)).save("crop.png")
+    step = 2 * torch.ones(editor.directions.shape)
+    Directions({"hat": step, "smile": -step}).save("own.safetensors")
+    Directions({"beanie": step}).save("more.safetensors")
+    files = ["--directions", "own.safetensors", "--directions", "more.safetensors", "--checkpoint", "tiny"]
+    for name in ("hat", "beanie"):
+        assert main(["edit", "crop.png", f"{name}=1", "--aligned", "-o", f"{name}.png", *files]) == 0
+    assert main(["edit", "crop.png", "smile=-1", "--aligned", "-o", "smile.png", *files]) == 0
+    pictures = {Image.open(f"{name}.png").tobytes() for name in ("hat", "beanie", "smile")}
+    assert len(pictures) == 1 and Image.open("crop.png").tobytes() not in pictures
+    assert main(["sweep", "crop.png", "hat=-1,1", "--aligned", "-o", "strip.png", *files]) == 0
+    capsys.readouterr()
+    assert main(["attributes", "--json", *files]) == 0
+    assert {"hat", "beanie", "smile", "age"} <= set(json.loads(capsys.readouterr().out))
+    assert main(["attributes", "--directions", "none.safetensors", "--checkpoint", "tiny"]) == 1
+    assert "none.safetensors" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from faceedit.config import AttributeInfo
 from faceedit.directions import ALIASES, Directions, translate_rows
 from faceedit.errors import (
     CheckpointError,
@@ -152,6 +153,44 @@ def test_to_changes_the_type_and_keeps_the_rest(directions):
     half = directions.to(dtype=torch.float16)
     assert half.offset({"smile": 1}).dtype == torch.float16
     assert half.aliases == directions.aliases and dict(half.ranges) == dict(directions.ranges)
+
+
+def test_a_file_carries_what_is_known_of_each_attribute(tmp_path):
+    path = tmp_path / "hat.safetensors"
+    directions = Directions(
+        {"Hat": torch.ones(2, 3)}, aliases={"hat": ["cap"]}, ranges={"hat": (-1, 2)}, licence="CC0",
+        descriptions={"Hat": "a hat"}, success={"hat": {"left_out_auc": 0.9}}, generator="mobile_stylegan",
+    )  # fmt: skip
+    directions.save(path)
+    loaded = Directions.load(path)
+    assert loaded.generator == "mobile_stylegan"
+    assert loaded.to(dtype=torch.float64).attributes == {
+        "hat": AttributeInfo((-1.0, 2.0), ("cap",), "CC0", "a hat", {"left_out_auc": 0.9})
+    }
+
+
+def test_a_description_of_an_earlier_release_is_read(directions):
+    earlier = {
+        "attributes": [{"name": n, "aliases": [], "range": [-1, 1]} for n in directions.names],
+        "licence": "",
+    }
+    loaded = Directions.from_tensors(directions.to_tensors(), earlier)
+    assert loaded.attributes["smile"] == AttributeInfo((-1.0, 1.0))
+
+
+def test_a_description_of_no_direction_is_refused():
+    for extra in ({"descriptions": {"b": "?"}}, {"success": {"b": {}}}):
+        with pytest.raises(UsageError, match="'b'"):
+            Directions({"a": torch.ones(2, 3)}, **extra)
+
+
+def test_replacing_gives_every_shared_name_to_the_other_set(directions):
+    other = Directions({"age": torch.ones(4, 8), "grin": torch.ones(4, 8)}, aliases={"grin": ["happy"]})
+    merged = directions.merge(other, replace=True)
+    assert torch.equal(merged.offset({"age": 1}), torch.ones(4, 8))
+    assert merged.resolve("happy") == "grin" and merged.resolve("smiling") == "smile"
+    assert merged.aliases["age"] == () and dict(merged.ranges)["smile"] == (-1.5, 2.0)
+    assert set(merged.names) == {*ALIASES, "grin"}
 
 
 # Rows of other generators

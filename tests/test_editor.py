@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from tiny_editor import DIM, RANGES, ROWS, SIZE, make_editor, make_stylegan2_editor, photo
 
 from faceedit import EditResult, FaceEditor, Inversion, faces
+from faceedit.config import AttributeInfo
 from faceedit.crop import CropFrame, frame_from_landmarks
+from faceedit.directions import Directions
 from faceedit.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -612,7 +614,7 @@ def test_a_truncated_checkpoint(saved):
         FaceEditor.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("name", ["generator.mean_latent", "encoder.to_base.bias", "frame_net.answer.bias"])
+@pytest.mark.parametrize("name", ["generator.mean_latent", "encoder.to_base.bias", "frame_net.mesh.points.bias"])
 def test_a_missing_tensor_is_named(saved, name):
     rewrite(saved, lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError, match=name):
@@ -661,12 +663,12 @@ def test_without_a_frame_net_crops_and_landmarks_still_work(saved, found):
 
 
 def test_the_frame_net_says_where_the_crop_lies(editor, found):
-    # An untrained one answers with the frame that it was given to start from.
+    # This one sees the same face in every window, whose frame is as large as the window.
     frame = editor.invert(photo()).frame
     x0, y0, x1, y1 = BOXES[0]
     assert isinstance(frame, CropFrame)
     assert x0 < frame.center[0] < x1 and y0 < frame.center[1] < y1
-    assert frame.side == pytest.approx(1.75 * math.sqrt((x1 - x0) * (y1 - y0)))
+    assert frame.side == pytest.approx(1.6 * math.sqrt((x1 - x0) * (y1 - y0)), rel=1e-4)
 
 
 # Encoders of pSp and e4e, which answer once
@@ -713,3 +715,71 @@ def test_encoder_options_that_do_not_fit_are_named(other, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="input_size of a pSp or e4e encoder must be a power of two from 32, not 48"):
         FaceEditor.from_pretrained(folder)
+
+
+# Directions of one's own
+
+
+def hats(rows=ROWS, **options):
+    random = torch.Generator().manual_seed(5)
+    return Directions({"hat": torch.randn(rows, DIM, generator=random)}, **options)
+
+
+@pytest.fixture
+def hat_file(tmp_path):
+    facts = {"aliases": {"hat": ["cap"]}, "ranges": {"hat": (-1, 2)}, "licence": "CC0", "generator": "mobile_stylegan"}
+    hats(**facts, descriptions={"hat": "a hat"}, success={"hat": {"left_out_auc": 0.9}}).save(tmp_path / "hat.safetensors")
+    return tmp_path / "hat.safetensors"
+
+
+def test_directions_of_ones_own_are_edited_with_and_listed(editor, found, hat_file):
+    before = editor.edit(photo(), smile=1.0)
+    more = editor.load_directions(hat_file)
+    assert more.attributes["hat"] == AttributeInfo((-1.0, 2.0), ("cap",), "CC0", "a hat", {"left_out_auc": 0.9})
+    assert list(more.attributes) == [*RANGES, "hat"]
+    inversion = editor.invert(photo())
+    edited = more.edit(inversion, cap=1.0, return_result=True).faces[0]
+    torch.testing.assert_close(edited.latents, inversion.latents + hats().vectors["hat"])
+    # Both editors do what the first one did, and the first knows no hats.
+    assert np.array_equal(more.edit(photo(), smile=1.0), before)
+    assert np.array_equal(editor.edit(photo(), smile=1.0), before)
+    assert "hat" not in editor.attributes and more.generator is editor.generator
+    with pytest.raises(UnknownAttributeError):
+        editor.edit(photo(), hat=1.0)
+
+
+def test_directions_of_ones_own_are_saved_with_the_checkpoint(editor, found, hat_file, tmp_path):
+    more = editor.load_directions(hat_file)
+    loaded = FaceEditor.from_pretrained(more.save_pretrained(tmp_path / "more", dtype=torch.float32))
+    assert loaded.attributes == more.attributes
+    assert loaded.directions.attributes["hat"].success == {"left_out_auc": 0.9}
+    assert np.array_equal(loaded.edit(photo(), hat=1.0), more.edit(photo(), hat=1.0))
+
+
+def test_directions_whose_names_are_taken_need_replace(editor, found):
+    grin = Directions({"grin": torch.ones(ROWS, DIM), "age": torch.ones(ROWS, DIM)}, aliases={"grin": ["happy"]})
+    with pytest.raises(UsageError, match="age, happy.*replace=True"):
+        editor.load_directions(grin)
+    more = editor.load_directions(grin, replace=True)
+    assert more.attributes["smile"].aliases == ("smiling",)
+    assert more.attributes["age"] == AttributeInfo((-1.0, 1.0))
+    inversion = editor.invert(photo())
+    expected = editor.edit(inversion, smile=1.0)
+    assert np.array_equal(more.edit(inversion, smile=1.0), expected)
+    assert not np.array_equal(more.edit(inversion, happy=1.0), expected)
+    assert editor.attributes["smile"].aliases == ("smiling", "happy")
+
+
+def test_directions_of_another_generator_are_refused_by_its_name(editor, tmp_path):
+    hats(18, generator="stylegan2").save(tmp_path / "hat.safetensors")
+    with pytest.raises(UsageError, match=r"hat.safetensors.*18 rows.*stylegan2.*mobile_stylegan.*8 rows"):
+        editor.load_directions(tmp_path / "hat.safetensors")
+    with pytest.raises(CheckpointNotFoundError):
+        editor.load_directions(tmp_path / "none.safetensors")
+
+
+def test_without_a_reconstruction_nothing_is_drawn(editor, found):
+    with counted(editor) as counts:
+        inversion = editor.invert(photo(), reconstruct=False)
+    assert inversion.reconstruction is None and counts.full == 0
+    assert torch.equal(inversion.latents, editor.invert(photo()).latents)

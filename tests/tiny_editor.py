@@ -12,6 +12,7 @@ from faceedit.directions import Directions
 from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.encoder import Encoder
+from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, N_POINTS, RIGHT_EYE, RIGHT_MOUTH
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
@@ -61,14 +62,27 @@ def make_editor(encoder_name: str = "efficientnet_lite") -> FaceEditor:
             {"channels": [16, 16, 16, 16], "style_dim": DIM, "preview_level": 2},
         ),
         encoder=encoder_config,
-        crop=CropConfig(SIZE, {"size": 32}),
+        crop=CropConfig(SIZE, {}),
         attributes={
             name: AttributeInfo(directions.ranges[name], directions.aliases[name], description=name)
             for name in directions.names
         },
         licence="test",
     )  # fmt: skip
-    return FaceEditor(config, generator, encoder, FrameNet(32), directions, "# Tiny\n")
+    return FaceEditor(config, generator, encoder, frame_net(), directions, "# Tiny\n")
+
+
+def frame_net() -> FrameNet:
+    """Answers a fixed face whatever it sees: the frame is the first window, a tenth of a half higher."""
+    net = FrameNet()
+    x, y = torch.linspace(-0.6, 0.6, N_POINTS), torch.linspace(-2 / 3, 2 / 3, N_POINTS)
+    points = torch.stack([x, y], -1)
+    points[list(LEFT_EYE)], points[list(RIGHT_EYE)] = torch.tensor([[-0.25, -0.15]]), torch.tensor([[0.25, -0.15]])
+    points[[LEFT_MOUTH, RIGHT_MOUTH]] = torch.tensor([[-0.2, 0.35], [0.2, 0.35]])
+    with torch.no_grad():
+        net.mesh.points.weight.zero_()
+        net.mesh.points.bias.copy_((points.flatten() + 1) * net.mesh.size / 2)
+    return net
 
 
 def make_stylegan2_editor() -> FaceEditor:
@@ -87,11 +101,11 @@ def make_stylegan2_editor() -> FaceEditor:
     config = ModelConfig(
         generator=GeneratorConfig("stylegan2", SIZE, generator.n_styles, DIM, generator.options),
         encoder=EncoderConfig("efficientnet_lite", 32, {"width": 8, "hidden": 16}),
-        crop=CropConfig(SIZE, {"size": 32}),
+        crop=CropConfig(SIZE, {}),
         attributes={"smile": AttributeInfo((-1.0, 1.0), directions.aliases["smile"])},
         licence="test",
     )
-    return FaceEditor(config, generator, encoder, FrameNet(32), directions, "# Tiny\n")
+    return FaceEditor(config, generator, encoder, frame_net(), directions, "# Tiny\n")
 
 
 def photo(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:

@@ -201,6 +201,12 @@ def _parser() -> argparse.ArgumentParser:
         _add_face_options(made)
     for made in (edit, sweep, invert, listing, info):
         _add_model_options(made)
+    for made in (edit, sweep, listing):
+        made.add_argument(
+            "--directions", type=Path, action="append", default=[], metavar=f"FILE{CODE_SUFFIX}",
+            help="attributes of your own, from `python -m faceedit.train fit-directions`; their names "
+            "go before the checkpoint's; may be given several times",
+        )
     for made in subparsers.choices.values():
         _add_report_options(made)
     return parser

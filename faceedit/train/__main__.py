@@ -13,23 +13,25 @@ from faceedit.errors import ConfigError, FaceEditError, UsageError
 
 # Stage -> (module, what it makes). A module is imported only when its stage runs.
 STAGES = {
-    "classifier": ("classifier", "the CelebA attribute classifier that labels generated faces"),
-    "directions": ("fit_directions", "attribute directions fitted on labelled generated faces"),
+    "preview": ("preview", "the generator's early-exit image head"),
     "landmarks": ("frame", "the network that finds a face's crop frame, in place of landmarks"),
+    "crops": ("crops", "aligned crops of real photographs"),
+    "identity": ("identity", "the face identity network of the losses"),
+    "lpips": ("perceptual", "the perceptual distance's weights, AlexNet or VGG16"),
+    "classifier": ("classifier_task", "the CelebA attribute classifiers, for the losses and to judge"),
     "encoder": ("encoder", "the encoder: picture to W+ and content maps"),
     "style": ("style", "the paper's style branch: learned, sparse directions"),
-    "preview": ("preview", "the generator's early-exit image head"),
-    "identity": ("identity", "the face identity network that the encoder's loss uses"),
-    "crops": ("crops", "aligned crops of real photographs for the encoder"),
+    "calibrate": ("calibrate", "the length of learned directions: strength 1 means the same for all"),
+    "fit-directions": ("fit_directions", "a direction of your own, from tens of labelled pictures"),
     "package": ("package", "the checkpoint folder, from the trained parts"),
-    "evaluate": ("evaluate", "the published numbers, measured through FaceEditor"),
+    "evaluate": ("evaluate", "the published numbers: evaluate inversion, evaluate style"),
 }
 
 
 def usage() -> str:
     """Return the help text: one line a stage."""
     lines = ["usage: python -m faceedit.train STAGE [options]   (STAGE --help lists its options)", ""]
-    return "\n".join(lines + [f"  {stage:<11} {what}" for stage, (_, what) in STAGES.items()])
+    return "\n".join(lines + [f"  {stage:<15} {what}" for stage, (_, what) in STAGES.items()])
 
 
 def main(argv: list[str]) -> int:

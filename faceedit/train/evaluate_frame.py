@@ -1,6 +1,6 @@
 """Compare the frame net's crops with 68-point crops on real photographs.
 
-``python -m faceedit.train.evaluate_frame --weights FILE --predictor FILE --photos FOLDER``
+``python -m faceedit.train evaluate frame --weights FILE --predictor FILE --photos FOLDER``
 
 The 68-point predictor is not part of faceedit and nothing is trained on its answers. It errs as
 well, so its own noise is printed too: how far its crop of the mirrored photo lies from its crop of
@@ -28,7 +28,6 @@ from faceedit import faces
 from faceedit.crop import CropFrame, extract, frame_from_landmarks
 from faceedit.models.frame_net import FrameNet
 from faceedit.train.frame import load
-from faceedit.train.frame_labels import HELD_OUT
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def mirror(frame: CropFrame, width: int) -> CropFrame:
 
 
 def compare(
-    net: FrameNet, predictor: Path, folder: Path, held_out: bool = False
+    net: FrameNet, predictor: Path, folder: Path, every: int = 1
 ) -> list[Comparison]:
     """Both crops of every photo of a folder.
 
@@ -79,12 +78,10 @@ def compare(
         predictor: dlib's 68-point file.
         folder: holds ``index.csv`` with ``file``, ``face_box`` and perhaps ``already_cropped``;
             the photos lie beside it or in ``images/``.
-        held_out: take only the photos that the frame net's training leaves out of a folder.
+        every: take every so many-th photo.
     """
     with open(folder / "index.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if held_out:
-        rows = rows[::HELD_OUT]
+        rows = list(csv.DictReader(file))[::every]
     found = []
     for row in tqdm(rows, desc=folder.name, mininterval=10):
         path = folder / row["file"]
@@ -156,17 +153,17 @@ def contact_sheet(found: Sequence[Comparison], columns: int = 6, size: int = 128
 
 def main(argv: Sequence[str]) -> int:
     """Command line entry; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m faceedit.train evaluate frame", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", required=True, type=Path, help="of the frame net, safetensors")
     parser.add_argument("--predictor", required=True, type=Path, help="dlib's 68-point file")
     parser.add_argument("--photos", required=True, type=Path, help="folder with index.csv")
-    parser.add_argument("--held-out", action="store_true", help="of the training's own folder")
+    parser.add_argument("--every", type=int, default=1, help="take every so many-th photo")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet, largest errors first")
     parser.add_argument("--sheet-faces", type=int, default=60)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    found = compare(load(args.weights), args.predictor, args.photos, args.held_out)
+    found = compare(load(args.weights), args.predictor, args.photos, args.every)
     log.info(json.dumps(summary(found), indent=2))
     if args.sheet is not None:
         found.sort(key=lambda c: -corner_error(c.ours, c.theirs))

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from faceedit.errors import DataError
 
+_YES = frozenset(("1", "yes", "true", "with", "y"))
+_NO = frozenset(("0", "-1", "no", "false", "without", "n"))
 # first-last of the numbers in the file names, or first-last:step
 _RANGE = re.compile(r"(\d+)-(\d+)(?::(\d+))?")
 
@@ -48,7 +50,9 @@ def read_labels(path: str | Path) -> Labels:
     """Read CelebA's ``list_attr_celeba.txt``, CelebA-HQ's of that form, or a CSV file.
 
     The text form has the number of pictures, then the attributes' names, then a line a picture; the
-    CSV form a header ``file,ATTRIBUTE,...``. A label is 1, or else -1 or 0.
+    CSV form a header ``file,ATTRIBUTE,...``, which a file of one attribute, ``name,label`` a line, may
+    leave out: it is then called "label". A label is 1, yes, true or with, or else 0, -1, no, false or
+    without.
 
     Raises:
         DataError: The file is missing, or a line does not have a label for each attribute.
@@ -58,25 +62,33 @@ def read_labels(path: str | Path) -> Labels:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The label file {str(path)!r} cannot be read ({error}). Check the path.") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    if path.suffix.lower() == ".csv":
-        table = list(csv.reader(lines))
-        header, body, first = table[:1], table[1:], 2
-        attributes = header[0][1:] if header else []
-    else:
-        table = [line.split() for line in lines]
-        attributes, body, first = table[1] if len(table) > 1 else [], table[2:], 3
+    lines = [(number, _cells(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    counted = bool(lines) and lines[0][1][0].isdigit() and len(lines[0][1]) == 1
+    body = lines[counted:]
+    attributes = ["label"]
+    if body and body[0][1][-1].lower() not in _YES | _NO:
+        header = body.pop(0)[1]
+        spaced = "," not in text and bool(body) and len(header) < len(body[0][1])  # as CelebA's, but for the number
+        attributes = header if counted or spaced else header[1:]
     rows = {}
-    for number, (name, *values) in enumerate(body, first):
-        if len(values) != len(attributes) or not set(values) <= {"1", "-1", "0"}:
+    for number, (name, *labels) in body:
+        values = [label.lower() for label in labels]
+        if len(values) != len(attributes) or not set(values) <= _YES | _NO:
             raise DataError(
-                f"{str(path)!r}, line {number}: {name!r} must have {len(attributes)} labels of 1, -1 or 0, one for each "
-                "attribute of the header. Correct the line."
+                f"{str(path)!r}, line {number}: {name!r} must have {len(attributes)} labels, such as 1 and 0, one for "
+                "each attribute of the header. Correct the line."
             )
-        rows[name] = tuple(int(value == "1") for value in values)
+        rows[name] = tuple(int(value in _YES) for value in values)
     if not rows or not attributes:
-        raise DataError(f"{str(path)!r} holds no labels. It needs a header with attributes and a line a picture.")
+        raise DataError(
+            f"{str(path)!r} is empty or holds no labels. It needs a header with attributes and a line a picture."
+        )
     return Labels(tuple(attributes), rows)
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line, apart by commas or else by spaces."""
+    return [cell.strip() for cell in next(csv.reader([line]))] if "," in line else line.split()
 
 
 def split(names: Sequence[str], parts: Mapping[str, str]) -> dict[str, list[int]]:

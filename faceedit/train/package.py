@@ -1,40 +1,45 @@
 """Put the trained parts together into a checkpoint folder.
 
-``python -m faceedit.train package --generator FILE --encoder FILE --frame FILE --directions FILE
+``python -m faceedit.train package --generator FILE --encoder FILE --frame FILE --directions FILE --report FILE
 --card FILE --out faceedit/weights/default``
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
+from faceedit.config import CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
 from faceedit.directions import Directions
 from faceedit.editor import FaceEditor
+from faceedit.errors import DataError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.frame_net import FrameNet
-from faceedit.train.checkpoint import load_generator, read_metadata
+from faceedit.train.checkpoint import load_generator
 
-_DESCRIPTIONS = {
-    "smile": "smiling; negative closes the mouth and lowers its corners",
-    "age": "older; negative is younger",
-    "gender": "more masculine; negative is more feminine",
-    "glasses": "eyeglasses; negative takes them off",
-    "beard": "a beard; negative shaves",
-}
+# Figures of `evaluate style` that go into the checkpoint, each attribute's own.
+_FIGURES = ("got at +1", "lost at -1", "got at top", "lost at bottom", "identity", "non-zero")
 
 
-def _success(report: dict, name: str) -> dict[str, float]:
-    """What the directions stage measured of one attribute, on held-out generated faces."""
-    got, lost = report["turned"][name]
-    found = {"got_at_plus_1": got, "lost_at_minus_1": lost, "generated_faces": report["faces"]}
-    return {key: value for key, value in found.items() if not math.isnan(value)}
+def measured(report: dict, name: str) -> dict[str, Any]:
+    """What `evaluate style` found of one attribute on generated faces, as the config holds it.
+
+    Raises:
+        DataError: The report has no such attribute, or was made of other faces.
+    """
+    try:
+        found = report["generated"]
+        figures = {key.replace(" ", "_"): found["attributes"][name][key]["value"] for key in _FIGURES}
+        figures = {key: value for key, value in figures.items() if value is not None}
+        return {**figures, "generated_faces": found["faces"], "judge": report["judge"]}
+    except KeyError as error:
+        raise DataError(f"the report of `evaluate style` has no {error} of {name!r}: measure these directions first") from None
 
 
 def main(argv: list[str]) -> int:
@@ -42,6 +47,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="faceedit.train package", description=__doc__)
     for name in ("generator", "encoder", "frame", "directions", "card", "provenance", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--report", type=Path, required=True, help="style.json of `evaluate style` on these directions")
+    parser.add_argument("--attributes", nargs="+", metavar="NAME", help="those to ship, in this order; all, if not given")
     parser.add_argument("--licence", required=True)
     parser.add_argument("--looks", type=int, default=1, help="corrections that the encoder makes")
     parser.add_argument("--overwrite", action="store_true")
@@ -52,21 +59,23 @@ def main(argv: list[str]) -> int:
     encoder.load_state_dict(load_file(args.encoder))
     frame_net = FrameNet()
     frame_net.load_state_dict(load_file(args.frame))
-    directions = Directions.load(args.directions)
-    report = json.loads(read_metadata(args.directions)["source"])["report"]
+    learned = Directions.load(args.directions)
+    report = json.loads(args.report.read_text())
+    names = [learned.resolve(name) for name in args.attributes or learned.names]
+    attributes = {
+        name: dataclasses.replace(learned.attributes[name], success=measured(report, name)) for name in names
+    }
+    directions = Directions(
+        {name: learned.vectors[name] for name in names},
+        aliases={name: info.aliases for name, info in attributes.items()},
+        ranges={name: info.range for name, info in attributes.items()},
+        licence=learned.licence,
+    )
     config = ModelConfig(
         generator=GeneratorConfig("mobile_stylegan", generator.resolution, generator.n_styles, generator.style_dim),
         encoder=EncoderConfig("efficientnet_lite", encoder.input_size, {"looks": args.looks}),
         crop=CropConfig(generator.resolution, {}),
-        attributes={
-            name: AttributeInfo(
-                range=directions.ranges[name],
-                aliases=directions.aliases[name],
-                description=_DESCRIPTIONS.get(name, ""),
-                success=_success(report, name),
-            )
-            for name in directions.names
-        },
+        attributes=attributes,
         licence=args.licence,
         provenance=json.loads(args.provenance.read_text()),
     )

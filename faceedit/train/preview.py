@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from faceedit.errors import UsageError
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.train.synthetic import mixed_latents
 from faceedit.train.checkpoint import load_generator, save_tensors
@@ -90,6 +91,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     generator = load_generator(args.generator)
+    if not isinstance(generator, MobileStyleGAN):
+        raise UsageError(f"{args.generator!r} is no MobileStyleGAN: only that has a preview head to fit.")
     torch.manual_seed(args.seed)
     latents = mixed_latents(generator, args.pictures, seed=args.seed)
     psnr = fit(generator, latents, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)

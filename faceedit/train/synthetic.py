@@ -70,7 +70,7 @@ def generated_faces(generator: Generator, latents: Tensor, keep: str | Path) -> 
         N faces, in the order of the codes.
     """
     fast = copy.deepcopy(generator).bfloat16().to(memory_format=torch.channels_last)
-    device = next(fast.parameters()).device
+    device = fast.mean_latent.device
 
     @torch.no_grad()
     def draw(code: Tensor) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from faceedit.train.checkpoint import save_tensors
+from faceedit.train.config import TrainRecipe
 
 
 def random_source(*key: int | str) -> torch.Generator:
@@ -132,6 +133,13 @@ class Task(ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer. A group's ``lr`` is its highest; without one it is the recipe's."""
         return [{"params": [p for p in self.trainable.parameters() if p.requires_grad]}]
+
+    def optimizer(self, groups: list[dict[str, Any]], recipe: TrainRecipe) -> torch.optim.Optimizer:
+        """The optimizer of the groups, each with its ``lr``."""
+        return torch.optim.AdamW(
+            groups, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay,
+            fused=groups[0]["params"][0].device.type in ("cpu", "cuda"),
+        )  # fmt: skip
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
         """Change parameters after the optimizer has, without gradient: a proximal step, a projection.

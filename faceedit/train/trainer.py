@@ -30,9 +30,9 @@ time: that alone does depend on the sharing.) Layers that draw by themselves, su
 exactly too: PyTorch's own generator is seeded before each call. `loss` runs under autocast if the
 recipe says ``bf16``; put ``torch.autocast(device.type, enabled=False)`` around what must not.
 
-The other methods of `Task` have defaults: `evaluate`, `sample_grid`, `after_step` (such as a proximal
-step), `parameter_groups` (learning rates), `batch` (a batch size that changes), `export` (files),
-`state_dict` and `load_state_dict` (what else a resumed run needs).
+The other methods of `Task` have defaults: `evaluate`, `sample_grid`, `parameter_groups` (learning rates),
+`optimizer` (another than AdamW), `after_step` (such as a proximal step), `batch` (a batch size that
+changes), `export` (files), `state_dict` and `load_state_dict` (what else a resumed run needs).
 
 A run is a folder: ``state.pt`` and the one before it, what the task exports, ``metrics.jsonl``,
 ``samples/*.jpg``, ``recipe.json``. The same command again resumes it.
@@ -100,12 +100,8 @@ class Trainer:
     def __init__(self, task: Task, recipe: TrainRecipe, device: torch.device | str = "cpu") -> None:
         self.task, self.recipe, self.device = task, recipe, torch.device(device)
         self.main = processes.rank() == 0
-        groups = [{"lr": recipe.lr, **group} for group in task.parameter_groups()]
-        self.optimizer = torch.optim.AdamW(
-            [{**group, "peak": group["lr"]} for group in groups],
-            betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )  # fmt: skip
+        groups = [{"lr": recipe.lr, **group, "params": [*group["params"]]} for group in task.parameter_groups()]
+        self.optimizer = task.optimizer([{**group, "peak": group["lr"]} for group in groups], recipe)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.step = self.samples = 0
         self.minutes = 0.0
@@ -315,8 +311,9 @@ class Trainer:
                 )
             try:
                 self.task.trainable.load_state_dict(state["trainable"])
-                # The learning rates and so on are those of the recipe now.
-                groups = self.optimizer.state_dict()["param_groups"]
+                # The learning rates and so on are those of the recipe now; a group's own count of steps stays.
+                groups = zip(state["optimizer"]["param_groups"], self.optimizer.state_dict()["param_groups"], strict=True)
+                groups = [{**saved, **own} for saved, own in groups]
                 self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
                 self.task.load_state_dict(state["extra"])
             except (RuntimeError, ValueError) as error:

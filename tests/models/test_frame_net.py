@@ -1,4 +1,4 @@
-"""The frame net's geometry: what it looks at, and how its answers compose."""
+"""The frame net's geometry: what it looks at, and what follows from what it sees."""
 
 import cmath
 import math
@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from faceedit.models import frame_net
+from faceedit.crop import frame_from_landmarks
+from faceedit.errors import LandmarksError
+from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, N_POINTS, NOSE, RIGHT_EYE, RIGHT_MOUTH
 from faceedit.models.frame_net import FrameNet, cut_window
 
 HEIGHT, WIDTH = 120, 200
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def net():
     torch.manual_seed(0)
-    return FrameNet(size=32).eval()
+    return FrameNet().eval()
 
 
 @pytest.fixture
@@ -26,60 +28,93 @@ def places():
     return np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8)
 
 
-def first_guess(box):
-    x0, y0, x1, y1 = box
-    side = math.sqrt((x1 - x0) * (y1 - y0))
-    center = (x0 + x1) / 2, (y0 + y1) / 2 - frame_net.FRAME_ABOVE_BOX * side
-    return center, (frame_net.FRAME_PER_BOX * side / 2, 0)
+def planted(center, half, degrees):
+    """A face in the photo, ``(468,)`` complex: a turned ellipse with eyes, nose and mouth."""
+    mesh = np.exp(2j * np.pi * np.arange(N_POINTS) / N_POINTS)
+    mesh = 0.8 * mesh.real + 1j * mesh.imag
+    mesh[list(LEFT_EYE)], mesh[list(RIGHT_EYE)] = -0.4 - 0.3j, 0.38 - 0.28j
+    mesh[[NOSE, LEFT_MOUTH, RIGHT_MOUTH]] = 0.1 + 0.1j, -0.2 + 0.5j, 0.3 + 0.5j
+    return center + cmath.rect(half, math.radians(degrees)) * mesh
 
 
-def test_shapes_and_gradients():
-    net = FrameNet(size=32)
-    torch.nn.init.normal_(net.answer.weight, std=0.1)
-    out = net(torch.rand(2, 3, 32, 32) * 2 - 1)
-    assert out.shape == (2, 4)
-    out.square().sum().backward()
-    missing = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
-    assert missing == []
+class Seeing(torch.nn.Module):
+    """Finds the planted face, wherever the window is: the colours of `places` tell."""
+
+    size = 192
+
+    def __init__(self, mesh):
+        super().__init__()
+        self.mesh, self.windows = mesh, []
+        steps = (np.arange(self.size) + 0.5) * (2 / self.size) - 1
+        x, y = np.meshgrid(steps, steps)
+        self.grid = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3)
+
+    def forward(self, windows):
+        found = []
+        for window in windows.double().numpy():
+            colours = (window[:2].reshape(2, -1).T + 1) * 127.5 + 0.5
+            inside = (np.abs(colours / (WIDTH, HEIGHT) - 0.5) < 0.45).all(1)  # not yet mirrored
+            (to_x, to_y, start), *_ = np.linalg.lstsq(self.grid[inside], colours[inside], rcond=None)
+            mesh = self.mesh.copy()
+            if to_x[0] * to_y[1] < to_x[1] * to_y[0]:  # a mirrored window: left and right change names
+                for a, b in ((list(LEFT_EYE), list(RIGHT_EYE)), ([LEFT_MOUTH], [RIGHT_MOUTH])):
+                    mesh[a], mesh[b] = mesh[b], mesh[a]
+            points = np.stack([mesh.real, mesh.imag], -1) - start
+            found.append(points @ np.linalg.inv(np.stack([to_x, to_y])))
+            self.windows.append(found[-1])
+        return torch.from_numpy(np.stack(found))
 
 
-def test_an_untrained_net_keeps_the_guess(net, places):
-    box = (60, 30, 120, 80)
-    center, axis = first_guess(box)
+@pytest.mark.parametrize("degrees", [0, 20, -35])
+def test_the_frame_is_that_of_the_eyes_and_the_mouth(net, places, degrees):
+    mesh = planted(104 + 58j, 24, degrees)
+    net.mesh = Seeing(mesh)
+    center, axis = net.predict(places, (80, 40, 122, 84))
+    eyes = [mesh[list(side)].mean() for side in (LEFT_EYE, RIGHT_EYE)]
+    five = np.array([*eyes, *mesh[[NOSE, LEFT_MOUTH, RIGHT_MOUTH]]])
+    truth = frame_from_landmarks(np.stack([five.real, five.imag], -1) - 0.5)
+    assert center == pytest.approx(truth.center, abs=0.3)
+    assert axis == pytest.approx(truth.x_axis, abs=0.3)
+
+
+def test_it_looks_from_the_box_then_upright_at_the_face_then_also_mirrored(net, places):
+    net.mesh = Seeing(planted(104 + 58j, 20, 20))
+    net.predict(places, (80, 40, 122, 84))
+    first, second, third, mirrored = (points[:, 0] + 1j * points[:, 1] for points in net.mesh.windows)
+    # The first window: 1.6 times the box, a tenth of it higher.
+    middle, half = 101 + 62j - 0.1j * math.sqrt(42 * 44), 0.8 * math.sqrt(42 * 44)
+    assert first == pytest.approx((net.mesh.mesh - middle) / half, abs=0.02)
+    for points in (second, third):
+        eyes = points[list(RIGHT_EYE)].mean() - points[list(LEFT_EYE)].mean()
+        assert cmath.phase(eyes) == pytest.approx(0, abs=0.02)
+        sides = np.ptp(points.real), np.ptp(points.imag)
+        assert max(sides) == pytest.approx(2 / 1.5, abs=0.02)
+        assert [points.real.min(), points.imag.min()] == pytest.approx([-s / 2 for s in sides], abs=0.02)
+    assert mirrored[NOSE] == pytest.approx(-third[NOSE].conj(), abs=0.02)
+
+
+def test_more_looks_are_more_windows(places):
     for looks in (1, 4):
-        found = net.predict(places, box, looks=looks)
-        assert found[0] == pytest.approx(center) and found[1] == pytest.approx(axis)
+        net = FrameNet(looks=looks).eval()
+        net.mesh = Seeing(planted(104 + 58j, 20, 0))
+        net.predict(places, (80, 40, 122, 84))
+        assert len(net.mesh.windows) == looks + 1
 
 
-def test_answers_compose_as_similarities(net, places, monkeypatch):
-    """Two looks that each say "move by d, turn and grow by m"."""
-    d, m = 0.1 - 0.2j, cmath.rect(1.2, math.radians(15))
-    answers = torch.tensor([[d.real, d.imag, m.real, m.imag], [-d.real, d.imag, m.real, -m.imag]])
-    monkeypatch.setattr(net, "forward", lambda windows: answers)
-    box = (60, 30, 120, 80)
-    (x, y), (half, _) = first_guess(box)
-    center, axis = net.predict(places, box, looks=2)
-    assert complex(*center) == pytest.approx(complex(x, y) + half * d + half * m * d, abs=1e-4)
-    assert complex(*axis) == pytest.approx(half * m * m, abs=1e-4)
+def test_what_is_no_face_has_no_frame(net, places):
+    net.mesh, net.looks = Seeing(np.full(N_POINTS, 104 + 58j)), 1
+    with pytest.raises(LandmarksError):
+        net.predict(places, (80, 40, 122, 84))
 
 
-def test_the_second_window_of_the_pair_is_the_mirrored_one(net, places, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        net, "forward", lambda w: seen.append(w) or torch.tensor([[0.0, 0, 1, 0]] * 2)
-    )
-    net.predict(places, (60, 30, 120, 80), looks=1)
-    assert torch.equal(seen[0][0], seen[0][1].flip(-1))
-
-
-@pytest.mark.parametrize(("side", "degrees"), [(50, 0), (100, 25), (20, 140)])
+@pytest.mark.parametrize(("side", "degrees"), [(50, 0), (80, 25), (20, 140)])
 def test_window_pixels_show_their_places(places, side, degrees):
     axis = cmath.rect(side / 2, math.radians(degrees))
     window = (cut_window(places, 100 + 60j, axis, 16) + 1) * 127.5
     steps = (np.arange(16) + 0.5) / 8 - 1
-    points = 100 + 60j + axis * (0.12j + 0.8 * (steps[None, :] + 1j * steps[:, None]))
-    assert window[0].numpy() == pytest.approx(points.real - 0.5, abs=0.3)
-    assert window[1].numpy() == pytest.approx(points.imag - 0.5, abs=0.3)
+    points = 100 + 60j + axis * (steps[None, :] + 1j * steps[:, None])
+    assert window[0].numpy() == pytest.approx(points.real - 0.5, abs=0.4)
+    assert window[1].numpy() == pytest.approx(points.imag - 0.5, abs=0.4)
 
 
 def test_windows_beyond_the_photo_are_mirrored(places):
@@ -88,20 +123,3 @@ def test_windows_beyond_the_photo_are_mirrored(places):
         window = cut_window(places, center, 70 + 20j, 24)
         expected = cut_window(padded, center + 300 + 300j, 70 + 20j, 24)
         assert torch.allclose(window, expected, atol=0.01)
-
-
-def test_prediction_follows_the_photo(places):
-    """Mirroring or enlarging the photo does the same to the answer, whatever the weights."""
-    torch.manual_seed(1)
-    net = FrameNet(size=32).eval()
-    torch.nn.init.normal_(net.answer.weight, std=0.05)
-    photo = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    box = (60, 30, 120, 90)
-    (x, y), (ax, ay) = net.predict(photo, box)
-    mirrored = net.predict(np.ascontiguousarray(photo[:, ::-1]), (WIDTH - 120, 30, WIDTH - 60, 90))
-    assert mirrored[0] == pytest.approx((WIDTH - x, y), abs=1e-2)
-    assert mirrored[1] == pytest.approx((ax, -ay), abs=1e-2)
-    double = np.repeat(np.repeat(photo, 2, 0), 2, 1)
-    grown = net.predict(double, tuple(2 * v for v in box))
-    assert grown[0] == pytest.approx((2 * x, 2 * y), rel=0.02)
-    assert grown[1] == pytest.approx((2 * ax, 2 * ay), rel=0.02, abs=0.5)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from stylegan2_reference import blurred, modulated
 
+from faceedit.models import ops
 from faceedit.models.ops import haar, inverse_haar, modulated_conv, upsample
 
 # The four 2x2 pictures that the bands stand for: mean, top minus bottom, left minus right, diagonal.
@@ -64,6 +65,14 @@ def test_a_flat_picture_has_no_detail():
     bands = haar(torch.full((1, 2, 4, 4), 0.3))
     torch.testing.assert_close(bands[:, :2], torch.full((1, 2, 2, 2), 0.6))
     assert not bands[:, 2:].abs().max() > 1e-7
+
+
+def test_what_is_compiled_is_the_same_transform():
+    x = torch.randn(2, 12, 5, 3)
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        compiled = ops._inverse_haar(given)
+        assert torch.equal(compiled, inverse_haar(given))
+        assert compiled.stride() == inverse_haar(given).stride()
 
 
 # StyleGAN2

@@ -1,6 +1,7 @@
 """Recipes: one commented line a setting, read strictly from defaults, TOML and flags."""
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, dataclass, fields
@@ -21,9 +22,12 @@ from faceedit.train.config import (
     comments,
     find_recipe,
     make_recipe,
+    peek,
     plain,
     read_recipe,
 )
+from faceedit.train.e4e import E4eRecipe
+from faceedit.train.psp import PspRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,18 @@ def test_help_lists_every_setting_with_its_comment_and_default(capsys):
         assert f"--{field.name.replace('_', '-')}" in text
 
 
+def test_one_setting_is_found_before_its_recipe_is_known(tmp_path):
+    file = write(tmp_path, 'mode = "plain"\nunheard_of = 3\n')
+    assert peek([], "mode") is None
+    assert peek(["--steps", "3", "--names", "a", "--help", "--mode", "signed"], "mode") == "signed"
+    assert peek(["--config", file, "--steps", "3"], "mode") == "plain"
+    assert peek(["--config", file, "--mode=signed"], "mode") == "signed"
+    assert peek(["--config", file], "steps") is None
+    assert peek(["--config", "e4e"], "network") == "e4e"
+    with pytest.raises(ConfigError, match="--mode"):
+        peek(["--mode"], "mode")
+
+
 def test_plain_values_make_the_recipe_again():
     recipe = read("--names", "hat", "--scale", "hat=2")
     assert make_recipe(Small, plain(recipe)) == recipe
@@ -154,7 +170,7 @@ def test_python_3_10_without_its_package_says_what_to_install(tmp_path, monkeypa
 
 
 def recipes():
-    """Every stage's recipe class, by stage."""
+    """Every recipe class, by stage or, of the encoder's further networks, by network."""
     found = {}
     for stage, (module, _) in command.STAGES.items():
         try:
@@ -164,7 +180,7 @@ def recipes():
         for value in vars(loaded).values():
             if isinstance(value, type) and issubclass(value, TrainRecipe) and value.__module__ == loaded.__name__:
                 found[stage] = value
-    return found
+    return {**found, "psp": PspRecipe, "e4e": E4eRecipe}
 
 
 @pytest.mark.parametrize("kind", [TrainRecipe, *recipes().values()], ids=lambda kind: kind.__name__)
@@ -176,10 +192,12 @@ def test_every_setting_has_its_comment(kind):
 @pytest.mark.parametrize("path", sorted(config.RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_accepted_and_says_what_to_expect(path):
     assert find_recipe(path.stem) == path
-    kind = recipes()[path.stem.partition("_")[0]]
-    made = make_recipe(kind, {"out": "run", **config.read_toml(path)})
+    stage, name = re.search(r"^#   python -m faceedit\.train (\S+) --config (\S+) --out", path.read_text(), re.M).groups()
+    assert name == path.stem
+    values, kinds = config.read_toml(path), recipes()
+    made = make_recipe(kinds.get(values.get("network"), kinds[stage]), {"out": "run", **values})
     assert path.read_text().startswith("#")
-    for name, value in config.read_toml(path).items():
+    for name, value in values.items():
         assert plain(made)[name] == value
 
 
@@ -195,3 +213,21 @@ def test_an_error_of_ours_is_one_line_and_a_status():
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "Did you mean --steps" in done.stderr
+
+
+@pytest.mark.parametrize("network", ["psp", "e4e"])
+def test_each_network_of_the_encoder_stage_has_its_own_settings(network, capsys):
+    with pytest.raises(SystemExit) as done:
+        command.main(["encoder", "--network", network, "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert "--init-body" in text and "--code-steps" not in text
+    assert ("--rows-start" in text) is (network == "e4e")
+    assert command.main(["encoder", "--config", network, "--out", "run", "--frozen-stages", "2"]) == 2
+    assert "Unknown argument '--frozen-stages'" in capsys.readouterr().err
+
+
+def test_an_unknown_network_is_refused_with_those_there_are(capsys):
+    flags = [word for name in ("generator", "photos", "imagenet", "lpips", "out") for word in (f"--{name}", "x")]
+    assert command.main(["encoder", "--network", "e5e", *flags]) == 2
+    assert "--network must be one of efficientnet, psp, e4e, not 'e5e'" in capsys.readouterr().err

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_editor import frame_net
 
 from faceedit.crop import CropFrame
 from faceedit.errors import UsageError
-from faceedit.models.frame_net import FrameNet
 from faceedit.train import crops, data
 from faceedit.train.crops import FivePointFrame, FivePointFramer
 
@@ -55,7 +55,7 @@ def test_the_stage_cuts_a_folder_with_the_frame_net(tmp_path, monkeypatch, capsy
     for i in range(2):
         Image.fromarray(np.full((60, 80, 3), 100 * i, np.uint8)).save(tmp_path / "set" / "images" / f"{i}.png")
     (tmp_path / "set" / "index.csv").write_text("file,face_box\n0.png,20 10 50 40\n1.png,20 10 50 40\n")
-    framer = data.NetFramer(FrameNet())
+    framer = data.NetFramer(frame_net())
     monkeypatch.setattr(data, "NetFramer", lambda: framer)
     out = tmp_path / "crops.npy"
     assert crops.main(["--photos", str(tmp_path / "set"), "--out", str(out), "--size", "16"]) == 0

@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_editor import frame_net
 
 from faceedit.crop import CropFrame, extract
 from faceedit.errors import DataError, NoFaceError
-from faceedit.models.frame_net import FrameNet
 from faceedit.train import data
 from faceedit.train.data import NetFramer, celeba_frame, kept, load_faces, open_faces, open_folder
 
@@ -129,7 +129,7 @@ def test_the_frame_of_a_celeba_picture_scales_with_it():
 
 def test_a_frame_net_finds_the_frames_of_detected_faces(tmp_path, monkeypatch):
     pixels = picture(tmp_path / "set" / "a.png", 64, 64)
-    net = FrameNet()
+    net = frame_net()
     monkeypatch.setattr(data, "find", lambda pixels: [data_face((20.0, 24.0, 40.0, 44.0))])
     faces = load_faces(tmp_path / "set", tmp_path / "a.npy", size=16, framer=NetFramer(net))
     frame = CropFrame(*net.eval().predict(pixels, (20, 24, 40, 44)))

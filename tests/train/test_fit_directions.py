@@ -1,237 +1,214 @@
-"""The fit on a synthetic world in which faces, attributes and what causes them are known."""
+"""Directions of one's own: the fit in a world where the truth is known, and the stage on a tiny editor."""
 
 import json
 
 import pytest
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from tiny_editor import DIM, ROWS, make_editor
 
+from faceedit import FaceEditor
 from faceedit.directions import Directions
-from faceedit.train import fit_directions as module
+from faceedit.errors import UsageError
+from faceedit.train.__main__ import main
 from faceedit.train.checkpoint import read_metadata
 from faceedit.train.fit_directions import (
-    Target,
-    cancel,
-    choose_rows,
-    conditional_direction,
-    contact_sheet,
-    crossing_scale,
-    draw_faces,
-    fit_directions,
-    fit_normals,
-    keep_views,
-    label_faces,
-    measure,
-    on_rows,
+    HOLD,
+    LEAST,
+    _held,
+    _parser,
+    finish,
+    fit,
+    raw_direction,
+    score,
+    w_metric,
 )
 
-DIM, ROWS, SIZE = 12, 8, 80
-NAMES = ("Smiling", "Young", "Other")
+# A world of codes
+
+SPREAD = torch.linspace(2, 0.3, DIM, dtype=torch.float64)  # standard deviations of W
+METRIC = torch.diag(1 / SPREAD)
+RANDOM = torch.Generator().manual_seed(3)
+TRUTH = torch.zeros(ROWS, DIM, dtype=torch.float64)
+TRUTH[2:4] = SPREAD * torch.randn(DIM, generator=RANDOM, dtype=torch.float64)
+AGE = (SPREAD * torch.randn(ROWS, DIM, generator=RANDOM, dtype=torch.float64))[None]
 
 
-def unit(*entries: float) -> Tensor:
-    vector = torch.zeros(DIM)
-    vector[: len(entries)] = torch.tensor(entries)
-    return vector
+def world(n=40, seed=0, confounded=0.0):
+    """Codes ``(2n, ROWS, DIM)``, n with the attribute; those are also older if `confounded`."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(2 * n) < n
+    codes = SPREAD * torch.randn(2 * n, ROWS, DIM, generator=random, dtype=torch.float64)
+    age = torch.randn(2 * n, generator=random, dtype=torch.float64) + confounded * labels
+    return codes + labels[:, None, None] * 1.5 * TRUTH + age[:, None, None] * AGE, labels
 
 
-class World(nn.Module):
-    """A "generator" whose picture has three flat bands, one per attribute, linear in W+.
-
-    Smiling is read from rows 2-3, Young from all rows, Other from rows 6-7 only, through gradients
-    that overlap; so moving along one gradient moves the others too.
-    """
-
-    n_styles, style_dim = ROWS, DIM
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mean_latent = torch.zeros(DIM)
-        self.gradients = torch.stack([unit(1, 0.6), unit(0, 1, 0.5), unit(0.3, 0, 1)])
-        share = torch.zeros(3, ROWS)
-        share[0, 2:4], share[1], share[2, 6:8] = 1 / 2, 1 / ROWS, 1 / 2
-        self.share = share
-
-    def map(self, z: Tensor, truncation: float = 1.0) -> Tensor:
-        scale = torch.linspace(2, 0.5, DIM)
-        return truncation * z * scale
-
-    def truth(self, latents: Tensor) -> Tensor:
-        return torch.einsum("kr,brd,kd->bk", self.share, latents, self.gradients)
-
-    def preview(self, latents: Tensor) -> Tensor:
-        bands = self.truth(latents).div(20)[:, None, :, None]
-        return bands.expand(-1, 3, -1, 120).repeat_interleave(40, 2)
+def cosine(a, b):
+    a, b = a.double(), b.double()
+    dot = lambda x, y: torch.einsum("rd,de,re->", x, METRIC, y)  # noqa: E731
+    return float(dot(a, b) / (dot(a, a) * dot(b, b)).sqrt())
 
 
-class Reader(nn.Module):
-    """A "classifier" that reads the three bands back."""
+def test_the_true_direction_is_found_and_empty_rows_stay_empty():
+    codes, labels = world()
+    found = fit(codes, labels, torch.zeros(0, ROWS, DIM), METRIC)
+    raw, _ = raw_direction(codes, labels, torch.zeros(0, ROWS, DIM, dtype=torch.float64), METRIC)
+    assert cosine(found.direction, TRUTH) > 0.94 > cosine(raw, TRUTH) + 0.05
+    assert (found.direction[[0, 1, 4, 5, 6, 7]] == 0).all(1).sum() >= 5
+    assert found.direction[2:4].all()
+    assert found.auc > 0.97 and found.accuracy > 0.9
 
-    names = NAMES
 
-    def index(self, name: str) -> int:
-        return NAMES.index(name)
+def test_what_the_sides_differ_in_besides_is_held():
+    codes, labels = world(confounded=2.0)
+    free = fit(codes, labels, torch.zeros(0, ROWS, DIM), METRIC)
+    held = fit(codes, labels, AGE, METRIC)
+    assert abs(cosine(held.direction, AGE[0])) < 1e-6
+    assert cosine(free.direction, AGE[0]) > 0.3
+    assert cosine(held.direction, TRUTH) > 0.85 > cosine(free.direction, TRUTH)
 
-    def forward(self, views: Tensor) -> Tensor:
-        centres = [int(SIZE * (i + 0.5) / 3) for i in range(3)]
-        return views.mean((1, 3))[:, centres] * 20
+
+def test_a_direction_that_holding_uses_up_is_refused():
+    codes, labels = world()
+    axes = torch.eye(ROWS * DIM, dtype=torch.float64).view(-1, ROWS, DIM)
+    with pytest.raises(UsageError, match="hold fewer"):
+        fit(codes, labels, axes, METRIC)
+
+
+def test_strength_1_closes_the_gap_between_the_sides():
+    codes, labels = world()
+    found = fit(codes, labels, AGE, METRIC)
+    direction = found.direction.double()
+    sides = [score(codes[side], direction, METRIC).mean() for side in (labels, ~labels)]
+    moved = score(codes[~labels] + direction, direction, METRIC).mean()
+    assert float(moved) == pytest.approx(float(sides[0]), rel=1e-4)
+    assert float(sides[0] - sides[1]) > 0
+
+
+def test_labels_without_meaning_are_not_told_apart():
+    codes, labels = world()
+    mixed = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+    assert fit(codes, mixed, torch.zeros(0, ROWS, DIM), METRIC).auc < 0.7
+
+
+def test_too_few_pictures_are_refused():
+    codes, labels = world(LEAST)
+    assert fit(codes, labels, AGE, METRIC).direction.isfinite().all()
+    with pytest.raises(UsageError, match=f"{LEAST - 1} usable.*{LEAST} without"):
+        fit(codes[1:], labels[1:], AGE, METRIC)
+
+
+def test_rows_that_stand_out_least_go_first():
+    direction, standing = torch.ones(3, DIM), torch.tensor([4.0, 2.0, 1.0])
+    shrunk = finish(direction, standing, 0.5, torch.zeros(0, 3, DIM), METRIC.float())
+    assert shrunk[:, 0].tolist() == [0.5, 0.0, 0.0]
+
+
+def test_the_metric_is_the_inverse_root_of_the_covariance_of_w():
+    class World:
+        style_dim, mean_latent = DIM, torch.zeros(DIM)
+
+        @staticmethod
+        def map(z):
+            return torch.cat((z[:, 1:] * SPREAD[1:], 0 * z[:, :1]), 1).float()  # W does not have the last axis
+
+    metric = w_metric(World)
+    expected = torch.cat((1 / SPREAD[1:], torch.zeros(1, dtype=torch.float64))).diag()
+    torch.testing.assert_close(metric, expected, atol=0.15, rtol=0.05)
+    assert torch.equal(metric, w_metric(World))
+
+
+# The stage
+
+
+def test_an_attributes_own_names_are_not_held():
+    own = make_editor().directions
+    for given, held in ((["--name", "hat"], HOLD), (["--name", "Smiling"], HOLD[1:]), (["--name", "x", "--alias", "old"], HOLD[::2]),
+                        (["--name", "hat", "--hold", "none"], ()), (["--name", "hat", "--hold", "male,beard"], ("gender", "beard"))):  # fmt: skip
+        assert _held(_parser().parse_args([*given, "--out", "x"]), own) == held
+
 
 
 @pytest.fixture(scope="module")
-def world():
-    return World(), Reader()
+def album(tmp_path_factory):
+    """A checkpoint, and crops of two sides that differ in colour, one of them damaged."""
+    folder = tmp_path_factory.mktemp("album")
+    make_editor().save_pretrained(folder / "tiny")
+    random = torch.Generator().manual_seed(0)
+    lines = ["3 of these are not there, or damaged"]
+    for side, red in (("with", 200), ("without", 60)):
+        (folder / side).mkdir()
+        for i in range(LEAST + 1):
+            noise = torch.randint(-40, 40, (8, 8, 3), generator=random)
+            pixels = (torch.tensor([red, 120, 120]) + noise).byte().numpy()
+            Image.fromarray(pixels).resize((64, 64)).save(folder / side / f"{side}{i}.png")
+            lines.append(f"{side}/{side}{i}.png,{int(side == 'with')}")
+    (folder / "with" / "damaged.png").write_bytes((folder / "with" / "with0.png").read_bytes()[:60])
+    (folder / "labels.csv").write_text("\n".join(["name,label", *lines[1:], "with/damaged.png,1", "gone.png,0"]))
+    return folder
 
 
-@pytest.fixture(scope="module")
-def labelled(world):
-    generator, classifier = world
-    latents = draw_faces(generator, 400, seed=0)
-    return latents, label_faces(generator, classifier, latents, batch=100)
+def stage(album, out, *options):
+    return main([
+        "fit-directions", "--name", "hat", "--out", str(out), "--checkpoint", str(album / "tiny"), "--aligned", *map(str, options),
+    ])  # fmt: skip
 
 
-def test_labels_are_those_of_the_world(world, labelled):
-    latents, logits = labelled
-    torch.testing.assert_close(logits, world[0].truth(latents), atol=0.05, rtol=0)
+def test_the_stage_from_two_folders_and_from_a_label_file(album, tmp_path, capsys, monkeypatch):
+    out, sheet = tmp_path / "hat.safetensors", tmp_path / "hat.png"
+    folders = ("--with", album / "with", "--without", album / "without")
+    assert stage(album, out, *folders, "--alias", "cap", "--description", "a hat", "--licence", "CC0", "--sheet", sheet) == 0
+    said = capsys.readouterr()
+    assert "9 pictures with hat, 9 without; 1 skipped" in said.out
+    assert "damaged.png" in said.err and "AUC 1.000" in said.out
 
+    editor = FaceEditor.from_pretrained(album / "tiny").load_directions(out)
+    info = editor.attributes["hat"]
+    assert (info.aliases, info.licence, info.description) == (("cap",), "CC0", "a hat")
+    assert info.success["pictures_with"] == 9 and info.success["left_out_auc"] == 1.0
+    held = {name: editor.directions.vectors[name] for name in ("smile", "age", "gender")}
+    metric, hat = w_metric(editor.generator), editor.directions.vectors["hat"].double()
+    scale = float(score(hat[None], hat, metric)) ** 0.5
+    for vector in held.values():
+        length = float(score(vector[None].double(), vector.double(), metric)) ** 0.5
+        assert abs(float(score(hat[None], vector.double(), metric))) < 1e-3 * scale * length
+    assert json.loads(read_metadata(out)["source"])["held"] == ["smile", "age", "gender"]
+    with Image.open(sheet) as image:
+        assert image.width == 5 * 192
 
-def test_the_fit_recovers_the_planted_gradients(world, labelled):
-    latents, logits = labelled
-    fit = fit_normals(latents[:, 0], logits)
-    torch.testing.assert_close(fit.normals.T, world[0].gradients, atol=0.03, rtol=0)
-    assert fit.r2.min() > 0.98
-
-
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_a_conditional_direction_moves_its_attribute_and_not_the_confounder(world, labelled, power):
-    latents, logits = labelled
-    fit = fit_normals(latents[:, 0], logits)
-    free = conditional_direction(fit, 0, [], power)
-    held = conditional_direction(fit, 0, [1, 2], power)
-    true_change = world[0].gradients @ torch.stack([free, held], 1)
-    assert true_change[1:, 0].abs().max() > 0.2  # the confounder is really there
-    torch.testing.assert_close(true_change[:, 1], torch.tensor([1.0, 0, 0]), atol=0.05, rtol=0)
-
-
-def test_with_nothing_held_and_no_metric_the_direction_is_the_normal(world, labelled):
-    latents, logits = labelled
-    fit = fit_normals(latents[:, 0], logits)
-    direction = conditional_direction(fit, 0, [], 0.0)
-    assert torch.cosine_similarity(direction, fit.normals[:, 0], 0) == pytest.approx(1, abs=1e-4)
-
-
-def test_noise_makes_the_fit_choose_a_stronger_ridge(labelled):
-    latents, logits = labelled
-    noisy = logits + 30 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
-    assert fit_normals(latents[:, 0], noisy).ridge > fit_normals(latents[:, 0], logits).ridge
-
-
-def test_rows_are_those_that_move_the_attribute_and_spare_the_others():
-    # Group 0 moves only what is held, 1 the target, 2 the target a little and the other much.
-    moved = torch.zeros(3, 5, 2)
-    moved[1, :, 0], moved[2, :, 0] = -2.0, -0.5
-    moved[:, :, 1] = torch.tensor([0.5, 0.1, 3.0])[:, None]
-    groups = ((0, 2), (2, 4), (4, 8))
-    assert choose_rows(moved, 0, -1, [1], groups) == (2, 4)
-    with pytest.raises(ValueError):
-        choose_rows(moved, 0, 1, [1], groups)
-
-
-def test_rows_that_are_too_weak_alone_are_not_chosen():
-    moved = torch.zeros(2, 5, 2)
-    moved[:, :, 0] = torch.tensor([0.2, 2.0])[:, None]
-    moved[:, :, 1] = torch.tensor([0.1, 0.5])[:, None]
-    assert choose_rows(moved, 0, 1, [1], ((0, 2), (2, 4)))[1] == 4
-
-
-def test_cancel_leaves_each_direction_its_own_effect_only():
-    effects = torch.tensor([[1.0, 0.4], [-0.2, 2.0]])
-    vectors = torch.eye(2)[:, None]  # so that the effect of a mixture is mixture @ effects
-    assert torch.allclose(cancel(vectors, effects)[:, 0] @ effects, effects.diagonal().diag(), atol=1e-6)
-
-
-def test_on_rows_fills_these_rows_only():
-    offset = on_rows(torch.ones(3), (1, 3), 5)
-    assert offset.sum(1).tolist() == [0, 3, 3, 0, 0]
-
-
-def test_crossing_scale_is_where_the_share_has_crossed():
-    # Four faces that cross at 0.5, 1, 1.5 and never.
-    logits = torch.tensor([[-1.0, -2, -3, -9], [1, 0, -1, -8], [3, 2, 1, -7]])
-    assert crossing_scale([0, 1, 2], logits, 0.25) == pytest.approx(0.5)
-    assert crossing_scale([0, 1, 2], logits, 0.75) == pytest.approx(1.5)
-    with pytest.raises(ValueError, match="3 of 4"):
-        crossing_scale([0, 1, 2], logits, 1.0)
-
-
-TARGETS = {
-    "smile": Target("Smiling", 1, ("Young", "Other")),
-    "age": Target("Young", -1, ("Smiling", "Other")),
-}
-
-
-def test_calibrated_directions_turn_the_wanted_share_of_new_faces(world, labelled):
-    generator, classifier = world
-    latents, logits = labelled
-    vectors = fit_directions(
-        generator, classifier, latents, logits, TARGETS,
-        probes=draw_faces(generator, 300, seed=1), share=0.8, n_scale=300, say=lambda text: None,
-    )  # fmt: skip
-    assert vectors["smile"].shape == (ROWS, DIM)
-    report = measure(generator, classifier, vectors, TARGETS, draw_faces(generator, 300, seed=2), logits.std(0))
-    assert report.rows["smile"] == (2, 4)
-    for name in TARGETS:
-        assert report.turned[name] == pytest.approx((0.8, 0.8), abs=0.1)  # the mirror does the same
-        assert report.effects[name][name] > 1
-    assert abs(report.effects["smile"]["age"]) < 0.1 * report.effects["smile"]["smile"]
-    assert "300 held-out faces" in str(report)
-
-
-def test_kept_views_are_resumed_and_made_anew_for_other_faces(world, labelled, tmp_path):
-    generator, latents = world[0], labelled[0][:7]
-    path = tmp_path / "views.safetensors"
-    first = keep_views(generator, latents[:3], path, "key", chunk=2)
-    more = keep_views(generator, latents, path, "key", chunk=2)
-    assert more.shape == (7, 3, SIZE, SIZE) and torch.equal(more[:3], first)
-    other = keep_views(generator, latents.flip(0), path, "other", chunk=2)
-    assert torch.equal(other, more.flip(0))
-
-
-def test_a_sheet_per_attribute_is_drawn(world, labelled, tmp_path):
-    directions = Directions({"smile": torch.ones(ROWS, DIM)})
-    contact_sheet(world[0], labelled[0][:2], directions, tmp_path / "sheet.png", size=16)
-    assert (tmp_path / "sheet_smile.png").exists()
-
-
-def test_the_command_writes_directions_with_their_recipe(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "load_generator", lambda path: world[0])
-    monkeypatch.setattr(module.AttributeClassifier, "load", lambda path: world[1])
-    monkeypatch.setattr(module, "TARGETS", TARGETS)
-    out, generator = tmp_path / "out.safetensors", tmp_path / "generator"
-    generator.write_bytes(b"weights")
-    options = {"generator": generator, "classifier": "c", "out": out, "faces": 300, "held-out": 50, "probes": 60}
-    options["views"] = tmp_path / "views.safetensors"
-    threads = torch.get_num_threads()
-    try:
-        assert module.main([part for name, value in options.items() for part in (f"--{name}", str(value))]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    assert "50 held-out faces" in capsys.readouterr().out
-    directions = Directions.load(out)
-    assert directions.names == ("smile", "age") and "FFHQ" in directions.licence
-    recipe = json.loads(read_metadata(out)["source"])
-    assert recipe["faces"] == 300 and set(recipe["report"]["turned"]) == {"smile", "age"}
-
+    # The same pictures by a label file: their codes are there already, and the direction is the same.
+    inverted, real = [], FaceEditor.invert
+    monkeypatch.setattr(FaceEditor, "invert", lambda self, image, **o: inverted.append(type(image)) or real(self, image, **o))
     again = tmp_path / "again.safetensors"
-    options |= {"fitted": out, "out": again, "rescale": "age=0.5"}
-    try:
-        assert module.main([part for name, value in options.items() for part in (f"--{name}", str(value))]) == 0
-        with pytest.raises(SystemExit):
-            module.main([part for name, value in (options | {"rescale": "agee=0.5"}).items()
-                         for part in (f"--{name}", str(value))])
-    finally:
-        torch.set_num_threads(threads)
-    smaller = Directions.load(again)
-    assert torch.equal(smaller.vectors["age"], 0.5 * directions.vectors["age"])
-    assert torch.equal(smaller.vectors["smile"], directions.vectors["smile"])
-    assert smaller.ranges["age"] == (-1, 1) and smaller.ranges["smile"] == directions.ranges["smile"]
-    assert json.loads(read_metadata(again)["source"])["rescale"] == {"age": 0.5}
+    table = ("--pictures", album, "--labels", album / "labels.csv", "--codes", tmp_path / "hat.codes.safetensors")
+    assert stage(album, again, *table) == 0
+    assert "1 labelled files are not in" in capsys.readouterr().out
+    assert inverted.count(bytes) == 1  # the damaged one
+    torch.testing.assert_close(Directions.load(again).vectors["hat"], Directions.load(out).vectors["hat"])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--with", "with", "--without", "few"), "2 without"),
+        (("--with", "with", "--without", "with"), "both sides"),
+        (("--with", "with"), "--labels FILE"),
+        (("--with", "with", "--without", "without", "--hold", "smiel"), "smile"),
+        (("--with", "with", "--without", "nowhere"), "nowhere"),
+    ],
+)
+def test_the_stage_refuses_what_cannot_be_fitted(album, tmp_path, capsys, options, named):
+    (album / "few").mkdir(exist_ok=True)
+    for i in range(2):
+        (album / "few" / f"{i}.png").write_bytes((album / "without" / f"without{i}.png").read_bytes())
+    options = [album / word if word in ("with", "without", "few", "nowhere") else word for word in options]
+    assert stage(album, tmp_path / "hat.safetensors", *options) in (1, 2)
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "hat.safetensors").exists()
+
+
+def test_the_stage_does_not_overwrite_unasked(album, tmp_path, capsys):
+    (tmp_path / "hat.safetensors").write_bytes(b"precious")
+    assert stage(album, tmp_path / "hat.safetensors", "--with", album / "with", "--without", album / "without") == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "hat.safetensors").read_bytes() == b"precious"

@@ -3,7 +3,7 @@
 import pytest
 
 from faceedit.errors import DataError
-from faceedit.train.labels import read_labels, split
+from faceedit.train.labels import Labels, read_labels, split
 
 OFFICIAL = "3\nSmiling Young\n000001.jpg -1  1\n000002.jpg  1  1\n000003.jpg  1 -1\n"
 TABLE = "file,Smiling,Young\n000001.jpg,-1,1\n000002.jpg,1,1\n000003.jpg,1,0\n"
@@ -24,8 +24,10 @@ def test_both_forms_give_the_same_labels(tmp_path, name, text):
     ("name", "text", "message"),
     [
         ("a.csv", TABLE.replace("2.jpg,1,1", "2.jpg,1"), "line 3: '000002.jpg' must have 2 labels"),
-        ("a.csv", TABLE.replace("2.jpg,1,1", "2.jpg,1,yes"), "line 3"),
+        ("a.csv", TABLE.replace("2.jpg,1,1", "2.jpg,1,perhaps"), "line 3"),
         ("a.txt", OFFICIAL.replace(" 1 -1", " 1"), "line 5: '000003.jpg' must have 2 labels"),
+        ("a.csv", TABLE.replace("1.jpg,-1,1", "1.jpg,-1,1,1"), "line 2: '000001.jpg' must have 2 labels"),
+        ("a.csv", "a.jpg,1,1\n", "line 1: 'a.jpg' must have 1 labels"),
         ("a.csv", "", "holds no labels"),
         ("a.txt", "2\n", "holds no labels"),
         ("a.txt", None, "cannot be read"),
@@ -37,6 +39,13 @@ def test_a_wrong_label_file_is_refused_at_its_line(tmp_path, name, text, message
     with pytest.raises(DataError) as caught:
         read_labels(tmp_path / name)
     assert message in str(caught.value)
+
+
+def test_a_file_of_one_attribute_needs_no_header_and_labels_may_be_words(tmp_path):
+    (tmp_path / "one").write_text("a.jpg,with\nb.jpg,No\n")
+    assert read_labels(tmp_path / "one") == Labels(("label",), {"a.jpg": (1,), "b.jpg": (0,)})
+    (tmp_path / "table").write_text("Smiling Young\na.jpg yes -1\n")
+    assert read_labels(tmp_path / "table") == Labels(("Smiling", "Young"), {"a.jpg": (1, 0)})
 
 
 NAMES = [f"{i:06d}.jpg" for i in range(1, 11)]

@@ -1,0 +1,122 @@
+"""The faces that the style branch learns on: generated ones and inverted photographs, unedited."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from faceedit.errors import UsageError
+from faceedit.models.encoder import Encoder
+from faceedit.models.generator import Generator
+from faceedit.train.checkpoint import save_tensors
+from faceedit.train.classifier import AttributeClassifier
+from faceedit.train.crops import MARGIN
+from faceedit.train.data import digest
+from faceedit.train.synthetic import generated_faces
+from faceedit.train.views import canonical_view
+
+__all__ = ["Classifiers", "StyleFaces", "invert_crops", "look_at", "to_unit"]
+
+
+class Classifiers(nn.Module):
+    """Several attribute classifiers as one: the mean of their logits, on a face and its mirror image.
+
+    Args:
+        models: With the same outputs.
+
+    Raises:
+        UsageError: There is none, or their outputs differ.
+    """
+
+    def __init__(self, models: Sequence[AttributeClassifier]) -> None:
+        super().__init__()
+        if not models or any(model.names != models[0].names for model in models):
+            raise UsageError("classifiers: give at least one, all with the same outputs")
+        self.models = nn.ModuleList(models).requires_grad_(False).eval()
+        self.names = tuple(models[0].names)
+
+    @classmethod
+    def load(cls, paths: Sequence[Path]) -> Classifiers:
+        """Read classifier files."""
+        return cls([AttributeClassifier.load(path) for path in paths]).to(memory_format=torch.channels_last)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """FFHQ crops ``(B, 3, R, R)`` in [-1, 1] to logits ``(B, len(names))``, float32."""
+        view = canonical_view(pictures.float()).contiguous(memory_format=torch.channels_last)
+        both = torch.cat((view, view.flip(3)))
+        return torch.stack([model(both).float().unflatten(0, (2, -1)).mean(0) for model in self.models]).mean(0)
+
+
+@dataclass(frozen=True, eq=False)
+class StyleFaces:
+    """Faces to edit.
+
+    Attributes:
+        codes: ``(N, n_styles, 512)``.
+        pictures: ``(N, S, S, 3)`` uint8, their previews.
+        logits: ``(N, K)``, what the classifiers see in these.
+    """
+
+    codes: Tensor
+    pictures: NDArray[np.uint8]
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+def to_unit(pictures: NDArray[np.uint8]) -> Tensor:
+    """uint8 ``(B, H, W, 3)`` to ``(B, 3, H, W)`` in [-1, 1]."""
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def invert_crops(encoder: Encoder, generator: Generator, crops: NDArray[np.uint8], keep: Path) -> Tensor:
+    """Codes of photographs by the encoder and its corrections, computed at the first call and kept.
+
+    Args:
+        encoder: In evaluation mode.
+        generator: Draws what the encoder's corrections look at.
+        crops: ``(N, S, S, 3)`` uint8 aligned faces with the margin of the crops stage.
+        keep: Safetensors file.
+
+    Returns:
+        ``(N, n_styles, 512)``.
+    """
+    key = digest([*encoder.state_dict().values(), torch.from_numpy(np.array(crops[:: max(1, len(crops) // 16)]))])
+    if keep.exists():
+        kept = load_file(keep)
+        if key in kept and len(kept[key]) == len(crops):
+            return kept[key]
+    codes, size = [], encoder.input_size
+    fast = copy.deepcopy(encoder).to(generator.mean_latent.device, torch.bfloat16, memory_format=torch.channels_last)
+    whole = round(size * MARGIN)
+    edge = (whole - size) // 2
+    for crop in tqdm(crops, desc="inversions", mininterval=5):
+        x = F.interpolate(to_unit(crop[None]), (whole, whole), mode="area")[..., edge : edge + size, edge : edge + size]
+        x = x.to(generator.mean_latent).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        code = fast(x).latents
+        for _ in range(encoder.looks):
+            code = fast.correct(x, code, generator.preview(code.bfloat16())).float()
+        codes.append(code.cpu())
+    save_tensors({key: torch.cat(codes)}, keep)
+    return torch.cat(codes)
+
+
+@torch.no_grad()
+def look_at(generator: Generator, classifiers: Classifiers, codes: Tensor, keep: Path) -> StyleFaces:
+    """Draw faces, kept in the file, and show them to the classifiers."""
+    pictures = generated_faces(generator, codes, keep).pictures
+    device = generator.mean_latent.device
+    logits = [classifiers(to_unit(pictures[i : i + 50]).to(device)) for i in range(0, len(pictures), 50)]
+    return StyleFaces(codes, pictures, torch.cat(logits).cpu())

@@ -1,0 +1,146 @@
+"""`evaluate` with a tiny editor: every kind is reached, and the style figures are of the edits it made."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+from tiny_editor import make_editor, photo
+
+from faceedit.directions import Directions
+from faceedit.editor import FaceEditor
+from faceedit.errors import UsageError
+from faceedit.train import evaluate, evaluate_style
+from faceedit.train.checkpoint import save_tensors
+from faceedit.train.classifier import AttributeClassifier
+from faceedit.train.evaluate_style import GeneratedFaces, Photographs, choose, with_directions
+from faceedit.train.identity import DlibFaceNet
+from faceedit.train.perceptual import LPIPS
+
+OUTPUTS = ("Smiling", "Young", "Male", "Eyeglasses", "No_Beard")
+
+
+@pytest.mark.parametrize("kind", evaluate.KINDS)
+def test_every_kind_has_its_own_help(kind, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main([kind, "--help"])
+    assert end.value.code == 0 and f"evaluate {kind}" in capsys.readouterr().out
+
+
+def test_an_unknown_kind_is_a_usage_error(capsys):
+    assert evaluate.main(["speed"]) == 2
+    assert "'speed'" in (text := capsys.readouterr().err) and "inversion" in text
+    assert evaluate.main([]) == 2
+    assert evaluate.main(["--help"]) == 0
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return make_editor()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two aligned pictures and their index."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    with open(folder / "index.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "face_box", "already_cropped"])
+        for i in range(2):
+            Image.fromarray(photo(96, 96, seed=i)).save(folder / f"{i}.png")
+            writer.writerow([f"{i}.png", "", "1"])
+    return folder
+
+
+def test_generated_faces_follow_their_seed_and_their_directions(editor):
+    directions = Directions({"smile": torch.randn(8, 24)})
+    faces, again, other = (GeneratedFaces(editor._generator, directions, 3, seed) for seed in (0, 0, 1))
+    assert torch.equal(faces.latents, again.latents) and not torch.equal(faces.latents, other.latents)
+    plain = faces.draw([0, 2])
+    assert plain.shape == (2, 3, 256, 256) and plain.abs().max() <= 1
+    torch.testing.assert_close(plain, faces.draw([0, 2], "smile", 0.0))
+    assert (faces.draw([0, 2], "smile", 1.0) - plain).abs().mean() > 1e-3
+    assert torch.equal(plain[1], faces.draw([2])[0])
+    training = evaluate_style.mixed_latents(editor._generator, 3, seed=0, truncation=(0.6, 1.0), mixing=0.0)
+    assert not torch.allclose(faces.latents, training)
+
+
+def test_photographs_are_edited_as_the_editor_does(editor, photos):
+    faces = Photographs(editor, photos)
+    assert faces.n == 2 and not faces.missed
+    edited = faces.draw([1], "age", 1.0)
+    direct = editor.edit(photos / "1.png", age=1.0, aligned=True, preview=True, return_result=True).faces[0]
+    small = torch.nn.functional.interpolate(direct.generated[None], (256, 256), mode="bilinear")
+    torch.testing.assert_close(edited, small * 2 - 1, atol=1e-5, rtol=0)
+    assert set(faces.edited) == {(1, "age")} and faces.edited[1, "age"].dtype == torch.uint8
+    faces.draw([0], "age", -1.0)
+    assert set(faces.edited) == {(1, "age")}  # the grid shows +1 only
+
+
+def test_other_directions_take_the_place_of_the_editors(editor):
+    replaced = with_directions(editor, Directions({"bangs": torch.ones(8, 24)}, ranges={"bangs": (-2, 2)}))
+    assert list(replaced.attributes) == ["bangs"] and replaced.attributes["bangs"].range == (-2, 2)
+    assert list(editor.attributes) == ["smile", "age", "gender", "glasses", "beard"]
+
+
+def test_only_attributes_that_the_judge_can_see_are_chosen():
+    directions = Directions({"smile": torch.ones(1, 1), "freckles": torch.ones(1, 1)})
+    assert choose(directions, ["happy"]) == ["smile"]
+    with pytest.raises(UsageError, match="freckles.*--attributes"):
+        choose(directions, None)
+
+
+@pytest.fixture
+def networks(tmp_path):
+    """Random judge, identity network and LPIPS, as command-line options."""
+    torch.manual_seed(0)
+    judge = AttributeClassifier(OUTPUTS).eval()
+    torch.nn.init.normal_(judge.head.weight, std=5.0)
+    for module in judge.trunk.modules():  # random norms in evaluation mode would let the signal fade
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.fill_(1.5)
+    judge.save(tmp_path / "judge.safetensors", auc={}, recipe={"half": "B", "seed": 7})
+    identity = DlibFaceNet()
+    save_tensors(identity.state_dict(), tmp_path / "identity.safetensors")
+    state = {f"{k}.weight" if k.startswith("lin") else k: v for k, v in LPIPS().state_dict().items()}
+    save_tensors({k: torch.rand_like(v) * 0.02 for k, v in state.items()}, tmp_path / "lpips.safetensors")
+    return [f"--{name}={tmp_path / f'{name}.safetensors'}" for name in ("judge", "identity", "lpips")]
+
+
+def test_the_command_measures_both_kinds_of_faces_and_draws(editor, photos, networks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(FaceEditor, "from_pretrained", lambda checkpoint: editor)
+    monkeypatch.setattr(evaluate_style, "SIZE", 64)
+    sparse = torch.zeros(8, 24)
+    sparse[3, :2] = 2.0
+    directions = Directions({"smile": sparse, "beard": torch.ones(8, 24)}, ranges={"smile": (-1.5, 2.5)})
+    directions.save(tmp_path / "d.safetensors")
+    out = tmp_path / "out"
+    threads = torch.get_num_threads()
+    try:
+        arguments = [*networks, f"--directions={tmp_path / 'd.safetensors'}", f"--without={tmp_path / 'd.safetensors'}",
+                     "--faces=5", "--looks=3", f"--photos={photos}", f"--out={out}", "--figure"]  # fmt: skip
+        assert evaluate.main(["style", *arguments]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    text = capsys.readouterr().out
+    judge = "efficientnet-lite0, half B, seed 7"
+    for said in ("n = 5", "n = 2", "64 px", "pixels in [0, 1]", "alexnet", "DlibFaceNet", judge, "2^31 + 0"):
+        assert said in text, said
+    result = json.loads((out / "style.json").read_text())
+    assert result["ranges"]["smile"] == [-1.5, 2.5] and result["first_seed"] == 2**31
+    smile = result["generated"]["attributes"]["smile"]
+    assert smile["non-zero"]["value"] == pytest.approx(2 / 192, abs=1e-4)
+    assert smile["L2"]["n"] == 3 and result["photographs"]["attributes"]["smile"]["L2"]["n"] == 2
+    assert set(result["photographs"]["effects"]["smile"]) == {"smile", "beard"}
+    assert {path.name for path in out.iterdir()} == {"style.json", "directions.png", "photographs_0.jpg"}
+
+
+def test_nothing_to_measure_is_refused(networks, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["style", *networks, "--faces=0", f"--out={tmp_path}"])
+    assert "--photos" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main(["style", *networks, "--seed", str(2**31), f"--out={tmp_path}"])
+    assert "--seed" in capsys.readouterr().err
