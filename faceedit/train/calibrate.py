@@ -59,7 +59,7 @@ class CalibrateRecipe:
     identity_bars: dict[str, Fraction] = field(default_factory=dict)  # other bars, by attribute
     least: Fraction = 0.4  # a direction that never turns so many is left out
     top_share: Fraction = 0.97  # that the ends of the tested range turn
-    longest: Positive = 2.0  # the tested range never goes further than this strength
+    longest: Positive = 1.25  # the tested range never goes further than this strength, where edits were looked at
     faces: Count = 400  # generated faces to choose those to turn from
     turned: Count = 48  # faces to turn, each way
     fewest: Count = 8  # with fewer that have the attribute, only one way is calibrated
@@ -158,7 +158,7 @@ def calibrate(
             continue
         scale = min(max(step for step, _ in needed), *allowed)
         # To the next quarter.
-        end = math.ceil(4 * min(recipe.longest, max(1.25, max(ends) / scale))) / 4
+        end = math.ceil(4 * min(recipe.longest, max(1.0, max(ends) / scale))) / 4
         scaled[name], ranges[name] = scale * direction, (-end, end)
         told = ", ".join(f"{step:.2f} turns {turned:.0%}" for step, turned in needed)
         log.info("%s: %.2f of the learned length (%s; identity allows %.2f), range %g", name, scale, told, min(allowed), end)
