@@ -50,7 +50,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: It is damaged, or of another kind.
     """
     if not Path(path).is_file():
-        raise CheckpointNotFoundError(f"There is no file {str(path)!r}. Correct the path, or make the file first.")
+        raise CheckpointNotFoundError(f"There is no {str(path)!r}. Correct the path, or make it first.")
     try:
         return load_file(str(path))
     except SafetensorError as error:
@@ -72,7 +72,8 @@ def load_generator(path: str | Path) -> Generator:
     state = read_tensors(path)
     if not any(key.startswith("preview_head.") for key in state):
         state |= {k: v for k, v in generator.state_dict().items() if k.startswith("preview_head.")}
-    hub.load_module(generator, state, advice="Give MobileStyleGAN as the preview stage writes it, or a checkpoint folder.")
+    advice = "Give MobileStyleGAN as the preview stage writes it, or a checkpoint folder."
+    hub.load_module(generator, state, advice=advice)
     return generator.eval()
 
 

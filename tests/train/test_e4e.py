@@ -34,7 +34,8 @@ def test_the_loss_adds_offsets_and_the_adversarys(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(figures["offset"], offset_loss(latents, 4))
         torch.testing.assert_close(figures["adversarial"], adversarial_loss(network, latents, 4))
-        torch.testing.assert_close(figures["discriminator"], discriminator_loss(network(codes[:, 0]), network(latents[:, :4])))
+        told = discriminator_loss(network(codes[:, 0]), network(latents[:, :4]))
+        torch.testing.assert_close(figures["discriminator"], told)
     pictures = figures["l2"] + 0.8 * figures["lpips"] + 0.1 * figures["id"]
     torch.testing.assert_close(total.detach(), pictures + 2e-4 * figures["offset"] + 0.1 * figures["adversarial"])
     # Real codes lie where the mapping sends noise: each must be the image of some z of the share.
@@ -51,9 +52,12 @@ def test_the_discriminator_learns_from_the_whole_batch_once_a_step(tmp_path):
     before = copy.deepcopy(task.adversary.discriminator.state_dict())
     calls = []
     update = task.adversary.update
-    task.adversary.update = lambda real, fake, rows, step, random: calls.append((len(real), len(fake), rows, step)) or update(
-        real, fake, rows, step, random
-    )
+
+    def counted(real, fake, rows, step, random):
+        calls.append((len(real), len(fake), rows, step))
+        return update(real, fake, rows, step, random)
+
+    task.adversary.update = counted
     Trainer(task, recipe).run()
     assert calls == [(3, 3, max(1, min(8, 1 + step)), step) for step in range(16)]
     assert all(not torch.equal(value, before[name]) for name, value in task.adversary.discriminator.state_dict().items())
