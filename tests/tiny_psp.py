@@ -74,6 +74,7 @@ def make_task(recipe: PspRecipe, identity: bool = False) -> PspTask:
 
 if __name__ == "__main__":
     # e4e in as many processes as torchrun starts. Batch normalisation sees one share at a time, so it is off.
+    import os
     import sys
 
     from faceedit.train import processes
@@ -85,3 +86,5 @@ if __name__ == "__main__":
     task.encoder.eval()
     Trainer(task, recipe, device).run()
     processes.leave()
+    # PyTorch's threads have been seen to abort at the interpreter's end, after all was written.
+    os._exit(0)

@@ -72,9 +72,12 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    import os
     import sys
 
     from faceedit.train import processes
 
     main(sys.argv[1:])
     processes.leave()
+    # PyTorch's threads have been seen to abort at the interpreter's end, after all was written.
+    os._exit(0)

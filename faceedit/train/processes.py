@@ -49,6 +49,12 @@ def join(device: str = "auto") -> torch.device:
     return chosen
 
 
+def wait() -> None:
+    """Wait until every process has come here: the others must not end while the first still writes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
     """Leave the group again."""
     if dist.is_initialized():

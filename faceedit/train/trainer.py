@@ -147,6 +147,7 @@ class Trainer:
                 figures = self._show(ended) or figures
         if self._board:
             self._board.close()
+        processes.wait()
         return figures
 
     # --- one step -----------------------------------------------------------------------------
