@@ -170,7 +170,7 @@ def with_directions(editor: FaceEditor, directions: Directions) -> FaceEditor:
     }
     return FaceEditor(
         dataclasses.replace(editor.config, attributes=attributes),
-        editor._generator, editor._encoder, editor._frame_net, directions,
+        editor.generator, editor._encoder, editor._frame_net, directions,
     )  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def main(argv: list[str]) -> int:
     editor = FaceEditor.from_pretrained(args.checkpoint)
     if args.directions:
         editor = with_directions(editor, Directions.load(args.directions))
-    directions, generator = editor._directions, editor._generator
+    directions, generator = editor.directions, editor.generator
     names = choose(directions, args.attributes)
     judge = AttributeClassifier.load(args.judge)
     networks = (judge, load_identity(args.identity), LPIPS.from_file(args.lpips))

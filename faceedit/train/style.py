@@ -48,10 +48,11 @@ from faceedit.models.generator import Generator
 from faceedit.train.attributes import ATTRIBUTES, Attribute
 from faceedit.train.checkpoint import load_generator, save_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
+from faceedit.train.crops import to_unit
 from faceedit.train.identity import IdentityNet, load_identity
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.proximal import ProximalStep, soft_threshold
-from faceedit.train.style_faces import Classifiers, StyleFaces, invert_crops, look_at, to_unit
+from faceedit.train.style_faces import Classifiers, StyleFaces, invert_crops, look_at
 from faceedit.train.synthetic import mixed_latents
 from faceedit.train.task import Share, Task, random_source
 from faceedit.train.trainer import Trainer, begin

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,12 +19,12 @@ from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
 from faceedit.train.checkpoint import save_tensors
 from faceedit.train.classifier import AttributeClassifier
-from faceedit.train.crops import MARGIN
+from faceedit.train.crops import framed, to_unit
 from faceedit.train.data import digest
 from faceedit.train.synthetic import generated_faces
 from faceedit.train.views import canonical_view
 
-__all__ = ["Classifiers", "StyleFaces", "invert_crops", "look_at", "to_unit"]
+__all__ = ["Classifiers", "StyleFaces", "invert_crops", "look_at"]
 
 
 class Classifiers(nn.Module):
@@ -75,11 +74,6 @@ class StyleFaces:
         return len(self.codes)
 
 
-def to_unit(pictures: NDArray[np.uint8]) -> Tensor:
-    """uint8 ``(B, H, W, 3)`` to ``(B, 3, H, W)`` in [-1, 1]."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 @torch.no_grad()
 def invert_crops(encoder: Encoder, generator: Generator, crops: NDArray[np.uint8], keep: Path) -> Tensor:
     """Codes of photographs by the encoder and its corrections, computed at the first call and kept.
@@ -100,10 +94,8 @@ def invert_crops(encoder: Encoder, generator: Generator, crops: NDArray[np.uint8
             return kept[key]
     codes, size = [], encoder.input_size
     fast = copy.deepcopy(encoder).to(generator.mean_latent.device, torch.bfloat16, memory_format=torch.channels_last)
-    whole = round(size * MARGIN)
-    edge = (whole - size) // 2
     for crop in tqdm(crops, desc="inversions", mininterval=5):
-        x = F.interpolate(to_unit(crop[None]), (whole, whole), mode="area")[..., edge : edge + size, edge : edge + size]
+        x = framed(to_unit(crop[None]), size)
         x = x.to(generator.mean_latent).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
         code = fast(x).latents
         for _ in range(encoder.looks):

@@ -13,9 +13,10 @@ from faceedit.directions import Directions
 from faceedit.errors import ConfigError, DataError, UsageError
 from faceedit.train.attributes import ATTRIBUTES
 from faceedit.train.calibrate import CalibrateRecipe, allowed_scale, calibrate, crossings, needed_scale
+from faceedit.train.crops import to_unit
 from faceedit.train.proximal import ProximalStep, soft_threshold
 from faceedit.train.style import StyleBranch, StyleRecipe, root_correlation
-from faceedit.train.style_faces import Classifiers, StyleFaces, look_at, to_unit
+from faceedit.train.style_faces import Classifiers, StyleFaces, look_at
 from faceedit.train.task import Share
 from faceedit.train.trainer import Trainer
 
