@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,12 +54,20 @@ class Generator(nn.Module, ABC):
         """
 
     @abstractmethod
-    def synthesize(self, latents: Tensor, hook: LevelHook | None = None) -> GeneratorOutput:
+    def features(self, latents: Tensor, last: int) -> tuple[Tensor, ...]:
+        """The feature maps of levels 0 to ``last``, and no picture: the first part of a pass."""
+
+    @abstractmethod
+    def synthesize(
+        self, latents: Tensor, hook: LevelHook | None = None, start: Sequence[Tensor] = ()
+    ) -> GeneratorOutput:
         """Render W+ codes and keep every level's features.
 
         Args:
             latents: ``(B, n_styles, 512)``.
             hook: May replace the features of each level on their way.
+            start: The maps of the first levels, made before and passed on as they are: the pass begins
+                after them, and the hook does not see them.
 
         Returns:
             Picture and one feature map ``(B, level_channels[i], level_sizes[i], level_sizes[i])``
@@ -71,7 +79,7 @@ class Generator(nn.Module, ABC):
         """Picture ``(B, 3, R, R)``, nominally in [-1, 1], of W+ codes ``(B, n_styles, 512)``."""
 
     @abstractmethod
-    def preview(self, latents: Tensor, hook: LevelHook | None = None) -> Tensor:
+    def preview(self, latents: Tensor, hook: LevelHook | None = None, start: Sequence[Tensor] = ()) -> Tensor:
         """A smaller picture, nominally in [-1, 1], at a fraction of the cost of a full pass."""
 
     def broadcast(self, w: Tensor) -> Tensor:

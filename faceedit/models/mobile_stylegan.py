@@ -135,30 +135,34 @@ class MobileStyleGAN(Generator):
         w = self.mapping(z)
         return w if truncation == 1 else self.mean_latent.lerp(w, truncation)
 
-    def _walk(self, latents: Tensor, hook: LevelHook | None, last: int) -> list[Tensor]:
+    def _walk(self, latents: Tensor, hook: LevelHook | None, last: int, start: Sequence[Tensor] = ()) -> list[Tensor]:
         """Features of levels 0..last."""
-        x = self.first(self.constant.expand(len(latents), -1, -1, -1), latents[:, 0])
-        features = []
-        for level in range(last + 1):
+        features = list(start)
+        for level in range(len(start), last + 1):
             if level:
                 row = 2 * level - 1
-                x = self.levels[level - 1](x, latents[:, row], latents[:, row + 1])
-            if hook is not None:
-                x = hook(level, x)
-            features.append(x)
+                x = self.levels[level - 1](features[-1], latents[:, row], latents[:, row + 1])
+            else:
+                x = self.first(self.constant.expand(len(latents), -1, -1, -1), latents[:, 0])
+            features.append(x if hook is None else hook(level, x))
         return features
 
-    def synthesize(self, latents: Tensor, hook: LevelHook | None = None) -> GeneratorOutput:
-        features = self._walk(latents, hook, len(self.levels))
+    def features(self, latents: Tensor, last: int) -> tuple[Tensor, ...]:
+        return tuple(self._walk(latents, None, last))
+
+    def synthesize(
+        self, latents: Tensor, hook: LevelHook | None = None, start: Sequence[Tensor] = ()
+    ) -> GeneratorOutput:
+        features = self._walk(latents, hook, len(self.levels), start)
         return GeneratorOutput(self.head(features[-1], latents[:, -1]), tuple(features))
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.synthesize(latents).image
 
-    def preview(self, latents: Tensor, hook: LevelHook | None = None) -> Tensor:
+    def preview(self, latents: Tensor, hook: LevelHook | None = None, start: Sequence[Tensor] = ()) -> Tensor:
         """``(B, 3, 256, 256)``: the levels above 128x128 are run at 128x128."""
         last = self.preview_level
-        x = self._walk(latents, hook, last)[-1]
+        x = self._walk(latents, hook, last, start)[last]
         return self.preview_head(x, latents[:, 2 * last + 1 :], self.levels[last:], self.head)
 
 

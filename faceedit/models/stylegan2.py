@@ -194,6 +194,7 @@ class StyleGAN2(Generator):
         noise: Sequence[Tensor] | None,
         last: int,
         features: list[Tensor] | None = None,
+        start: Sequence[Tensor] = (),
     ) -> Tensor:
         """The sum of the images of levels 0..last; their features are added to a list, if given."""
         x = self.constant.expand(len(latents), -1, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -202,11 +203,13 @@ class StyleGAN2(Generator):
             rows = self.style_rows(level)
             module = self.levels[level - 1] if level else self.first
             inputs = (x, *(latents[:, row] for row in rows), *(noise[row] if noise else None for row in rows))
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if level < len(start):
+                x = start[level]
+            elif self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = module(*inputs)
-            if hook is not None:
+            if hook is not None and level >= len(start):
                 x = hook(level, x)
             if features is not None:
                 features.append(x)
@@ -214,25 +217,40 @@ class StyleGAN2(Generator):
             image = rgb if image is None else upsample(image) + rgb
         return image
 
+    def features(self, latents: Tensor, last: int) -> tuple[Tensor, ...]:
+        features: list[Tensor] = []
+        self._walk(latents, None, None, last, features)
+        return tuple(features)
+
     def synthesize(
-        self, latents: Tensor, hook: LevelHook | None = None, noise: Sequence[Tensor] | None = None
+        self,
+        latents: Tensor,
+        hook: LevelHook | None = None,
+        start: Sequence[Tensor] = (),
+        noise: Sequence[Tensor] | None = None,
     ) -> GeneratorOutput:
         """As every generator; ``noise``, as from :meth:`random_noise`, replaces the stored maps."""
         features: list[Tensor] = []
-        image = self._walk(latents, hook, noise, len(self.levels), features)
+        image = self._walk(latents, hook, noise, len(self.levels), features, start)
         return GeneratorOutput(image, tuple(features))
 
     def forward(self, latents: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         return self._walk(latents, None, noise, len(self.levels))
 
-    def preview(self, latents: Tensor, hook: LevelHook | None = None, noise: Sequence[Tensor] | None = None) -> Tensor:
+    def preview(
+        self,
+        latents: Tensor,
+        hook: LevelHook | None = None,
+        start: Sequence[Tensor] = (),
+        noise: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """``(B, 3, S, S)``: the sum of the images up to 256 px, or up to half the resolution.
 
         The rows of W+ that only finer levels read do not reach it, nor does what the finer image
         heads add, which need not be detail alone (figure 8 of the paper): it is what the network
         has drawn so far, not the picture reduced.
         """
-        return self._walk(latents, hook, noise, self.preview_level)
+        return self._walk(latents, hook, noise, self.preview_level, start=start)
 
 
 def level_sizes(size: int) -> tuple[int, ...]:

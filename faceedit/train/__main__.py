@@ -21,6 +21,7 @@ STAGES = {
     "classifier": ("classifier_task", "the CelebA attribute classifiers, for the losses and to judge"),
     "encoder": ("encoder", "the encoder: picture to W+ and content maps"),
     "style": ("style", "the paper's style branch: learned, sparse directions"),
+    "content": ("content", "the content branch, relevance maps and fusion"),
     "calibrate": ("calibrate", "the length of learned directions: strength 1 means the same for all"),
     "fit-directions": ("fit_directions", "a direction of your own, from tens of labelled pictures"),
     "package": ("package", "the checkpoint folder, from the trained parts"),

@@ -75,14 +75,17 @@ class StyleFaces:
 
 
 @torch.no_grad()
-def invert_crops(encoder: Encoder, generator: Generator, crops: NDArray[np.uint8], keep: Path) -> Tensor:
-    """Codes of photographs by the encoder and its corrections, computed at the first call and kept.
+def invert_crops(
+    encoder: Encoder, generator: Generator, crops: NDArray[np.uint8], keep: Path, margin: bool = True
+) -> Tensor:
+    """Codes of faces by the encoder and its corrections, computed at the first call and kept.
 
     Args:
         encoder: In evaluation mode.
         generator: Draws what the encoder's corrections look at.
-        crops: ``(N, S, S, 3)`` uint8 aligned faces with the margin of the crops stage.
+        crops: ``(N, S, S, 3)`` uint8 aligned faces.
         keep: Safetensors file.
+        margin: They have the margin of the crops stage.
 
     Returns:
         ``(N, n_styles, 512)``.
@@ -95,7 +98,7 @@ def invert_crops(encoder: Encoder, generator: Generator, crops: NDArray[np.uint8
     codes, size = [], encoder.input_size
     fast = copy.deepcopy(encoder).to(generator.mean_latent.device, torch.bfloat16, memory_format=torch.channels_last)
     for crop in tqdm(crops, desc="inversions", mininterval=5):
-        x = framed(to_unit(crop[None]), size)
+        x = framed(to_unit(crop[None]), size) if margin else to_unit(crop[None])
         x = x.to(generator.mean_latent).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
         code = fast(x).latents
         for _ in range(encoder.looks):

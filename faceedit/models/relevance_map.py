@@ -1,0 +1,62 @@
+"""The relevance map H (section 3.2, equation 6): where the photograph's content stays, and where the edit rules."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["RelevanceMap"]
+
+
+class RelevanceMap(nn.Module):
+    """``m = H(G_i(w), G_i(w + d))`` of one level: near 1 where the edit leaves the features alone.
+
+    The paper writes ``H(Q, K) = softmax(Conv(Q) Conv(K)^T)`` and wants one value a position. There are
+    two readings of it:
+
+    - "attention": softmax over all positions of the edited map; a position keeps the attention that it
+      pays to itself, in units of the most that it pays to any. S^4 products: for maps of up to 32x32.
+    - "pointwise": softmax over two, the likeness of the two maps at this position against a learned
+      threshold. Projections are brought to unit length first, so that likeness is a cosine and a
+      map that is merely strong does not pass for a map that has not changed.
+
+    Args:
+        channels: Of the generator's level.
+        dim: Channels of the two projections.
+        reading: Which of the two.
+    """
+
+    def __init__(self, channels: int, dim: int = 16, reading: Literal["attention", "pointwise"] = "pointwise") -> None:
+        super().__init__()
+        self.reading, self.dim = reading, dim
+        self.query = nn.Conv2d(channels, dim, 1)
+        self.key = nn.Conv2d(channels, dim, 1)
+        # Both start as the same projection: then a map that has not changed is all content.
+        self.key.load_state_dict(self.query.state_dict())
+        if reading == "pointwise":
+            self.threshold = nn.Parameter(torch.tensor(0.6))
+            self.sharpness = nn.Parameter(torch.tensor(12.0))
+
+    def forward(self, query: Tensor, edited: Tensor) -> Tensor:
+        """Compare an unedited map with the edited one.
+
+        Args:
+            query: ``(B, dim, S, S)``, ``self.query`` of the unedited map, made once for many edits.
+            edited: ``(B, channels, S, S)``.
+
+        Returns:
+            ``(B, 1, S, S)`` in [0, 1].
+        """
+        key = self.key(edited)
+        if self.reading == "attention":
+            attention = (query.flatten(2).transpose(1, 2) @ key.flatten(2) / math.sqrt(self.dim)).float()
+            # The softmax's denominator is the same for all of a row: what one position gets in units
+            # of what the best gets is a difference of exponents.
+            own = torch.diagonal(attention, dim1=1, dim2=2) - attention.amax(2)
+            return own.exp().to(edited.dtype).unflatten(1, (1, *edited.shape[2:]))
+        likeness = F.cosine_similarity(query.float(), key.float(), 1, 1e-6)[:, None]
+        return torch.sigmoid(self.sharpness * (likeness - self.threshold)).to(edited.dtype)
