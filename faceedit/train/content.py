@@ -130,7 +130,8 @@ class ContentTask(Task):
         self.device, self.dtype = self.generator.mean_latent.device, self.generator.mean_latent.dtype
         if classifiers is not None:
             with torch.no_grad():
-                logits = [classifiers(to_unit(part)) for part in np.array_split(sampler.faces.pictures[:200], 8)]
+                seen = to_unit(sampler.faces.pictures[:200]).split(25)
+                logits = [classifiers(part.to(self.device)) for part in seen]
             self.spread = torch.cat(logits).std(0)
 
     # --- pictures ---------------------------------------------------------------------------
