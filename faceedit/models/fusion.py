@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from faceedit.errors import ConfigError
 from faceedit.models.content_branch import ContentBranch
 from faceedit.models.generator import Generator
 from faceedit.models.relevance_map import RelevanceMap
@@ -40,6 +41,9 @@ class FusionGenerator(nn.Module):
         relevance_dim: Channels of the relevance maps' projections.
         follow: See :class:`faceedit.models.content_branch.ContentLevel`.
         relevance: Without it all is content: ``m = 1`` everywhere (for the ablation).
+
+    Raises:
+        ConfigError: The generator has no such levels, or there is not one width for each.
     """
 
     def __init__(
@@ -59,6 +63,12 @@ class FusionGenerator(nn.Module):
         super().__init__()
         self.attach(generator)
         self.levels, self.relevance = tuple(levels), relevance
+        count = len(generator.level_sizes)
+        if not levels or list(levels) != sorted(set(levels) & set(range(count))) or len(widths) != len(levels):
+            raise ConfigError(
+                f"Fused levels {self.levels} must rise, within the generator's 0 to {count - 1}, and widths "
+                f"{tuple(widths)} give one number for each."
+            )
         sizes, channels = ([table[level] for level in levels] for table in (generator.level_sizes, generator.level_channels))
         self.content = ContentBranch(
             levels, sizes, channels, feature_sizes, feature_channels, photo_size, attributes,
