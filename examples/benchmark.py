@@ -99,6 +99,9 @@ def main() -> None:
             style = code[:, 0].numpy()
             passes["OpenVINO, the same network"] = lambda: network(style)
         inversion = editor.invert(PHOTO)
+        if editor.fusion is not None:
+            maps = [level[None] for level in inversion.features]
+            passes["fused pass"] = lambda: editor.fusion(maps, code, [{"smile": 1.0}])
         passes["slider move: edit of an inversion"] = lambda: editor.edit(inversion, smile=1.0)
         passes["invert a photograph"] = lambda: editor.invert(PHOTO)
         seconds = dict(zip(passes, timed(*passes.values(), runs=args.runs), strict=True))

@@ -84,6 +84,19 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
+class FusionConfig:
+    """What the tensors under ``fusion.`` are: content branch and relevance maps.
+
+    Attributes:
+        attributes: names of the attributes that have a content direction.
+        options: further arguments of the fusion generator, as JSON values.
+    """
+
+    attributes: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class CropConfig:
     """How faces are cut out of a photograph.
 
@@ -131,6 +144,7 @@ class ModelConfig:
     Attributes:
         generator: see `GeneratorConfig`.
         encoder: see `EncoderConfig`; None for a checkpoint that only generates.
+        fusion: see `FusionConfig`; None for a checkpoint that edits by the style branch alone.
         crop: see `CropConfig`.
         attributes: name to `AttributeInfo`, in the order to show them.
         licence: under which the tensors may be used.
@@ -140,6 +154,7 @@ class ModelConfig:
 
     generator: GeneratorConfig
     encoder: EncoderConfig | None = None
+    fusion: FusionConfig | None = None
     crop: CropConfig = field(default_factory=CropConfig)
     attributes: dict[str, AttributeInfo] = field(default_factory=dict)
     licence: str = ""

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from faceedit import crop as crops
 from faceedit import faces as finder
 from faceedit import hub, images
 from faceedit.blend import compose
-from faceedit.config import AttributeInfo, ModelConfig
+from faceedit.config import AttributeInfo, FusionConfig, ModelConfig
 from faceedit.crop import CropFrame
 from faceedit.directions import Directions
 from faceedit.errors import CheckpointError, ConfigError, FaceSelectionError, NoFaceError, UsageError
@@ -27,6 +27,7 @@ from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.encoder import Encoder
 from faceedit.models.frame_net import FrameNet
+from faceedit.models.fusion import FusionGenerator
 from faceedit.models.generator import Generator
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
@@ -48,6 +49,14 @@ _ENCODERS: Mapping[str, type[Encoder]] = {
 _Found = tuple[Picture, Union[CropFrame, None], Union[Face, None]]
 """A face that was found: its picture, its frame (None: the whole picture) and its detection."""
 
+
+class _Fused(NamedTuple):
+    """A picture ``(3, S, S)`` in [0, 1] and the relevance maps of its pass, on the CPU."""
+
+    image: Tensor
+    relevance: tuple[Tensor, ...]
+
+
 _REFINE_LR = 0.05  # Adam's step, in standard deviations of W
 _REFINE_PULL = 2e-3  # weight of the pull towards the encoder's code; keeps the code editable
 
@@ -63,6 +72,8 @@ class FaceEditor:
         encoder: Aligned face to W+ code.
         frame_net: Finds a face's crop frame in its detector box; None needs landmarks or crops.
         directions: The attributes that can be edited.
+        fusion: Content branch and relevance maps on this generator and encoder; None edits by the
+            style branch alone.
         readme: The checkpoint's model card, carried along by `save_pretrained`.
     """
 
@@ -74,11 +85,13 @@ class FaceEditor:
         frame_net: FrameNet | None,
         directions: Directions,
         readme: str = "",
+        fusion: FusionGenerator | None = None,
     ) -> None:
         self._config = config
         self._generator = generator.eval().requires_grad_(False)
         self._encoder = encoder.eval().requires_grad_(False)
         self._frame_net = frame_net.eval().requires_grad_(False) if frame_net is not None else None
+        self._fusion = fusion.eval().requires_grad_(False) if fusion is not None else None
         self._directions = directions
         self._readme = readme
 
@@ -131,7 +144,11 @@ class FaceEditor:
              "input_size": config.encoder.input_size, **config.encoder.options},
         )
         frame_net = None if config.crop.frame_net is None else _build({"frame_net": FrameNet}, "frame_net", config.crop.frame_net)
-        networks = {"generator": generator, "encoder": encoder, "frame_net": frame_net}
+        fusion = None if config.fusion is None else _build(
+            {"fusion": FusionGenerator}, "fusion",
+            {"generator": generator, "encoder": encoder, "attributes": config.fusion.attributes, **config.fusion.options},
+        )  # fmt: skip
+        networks = {"generator": generator, "encoder": encoder, "frame_net": frame_net, "fusion": fusion}
         networks = {prefix: module for prefix, module in networks.items() if module is not None}
         unknown = [name for name in tensors if name.partition(".")[0] not in {*networks, "directions"}]
         if unknown:
@@ -149,7 +166,7 @@ class FaceEditor:
         )
         readme = folder / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-        return cls(config, generator, encoder, frame_net, directions, text).to(device, dtype)
+        return cls(config, generator, encoder, frame_net, directions, text, fusion).to(device, dtype)
 
     def save_pretrained(
         self, folder: str | Path, *, overwrite: bool = False, dtype: torch.dtype = torch.float16
@@ -168,7 +185,10 @@ class FaceEditor:
             OutputExistsError: A checkpoint is there and ``overwrite`` is false.
         """
         tensors = self._directions.to_tensors()
-        for module, prefix in ((self._generator, "generator"), (self._encoder, "encoder"), (self._frame_net, "frame_net")):
+        modules = {
+            "generator": self._generator, "encoder": self._encoder, "frame_net": self._frame_net, "fusion": self._fusion
+        }
+        for prefix, module in modules.items():
             if module is not None:
                 tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
         return hub.save_checkpoint(folder, self._config, tensors, self._readme, overwrite=overwrite, dtype=dtype)
@@ -192,11 +212,16 @@ class FaceEditor:
 
         def moved(module: Any) -> Any:
             # Depthwise and 1x1 convolutions are fastest with channels last, on every device.
-            return None if module is None else copy.deepcopy(module).to(device, dtype, memory_format=torch.channels_last)
+            return copy.deepcopy(module).to(device, dtype, memory_format=torch.channels_last)
 
+        generator, fusion = moved(self._generator), None
+        if self._fusion is not None:
+            # Its copy draws with the generator's copy.
+            fusion = copy.deepcopy(self._fusion, {id(self._generator): generator})
+            fusion = fusion.to(device, dtype, memory_format=torch.channels_last)
         # The frame net is tiny and works with the detector, on the CPU.
         return FaceEditor(
-            self._config, moved(self._generator), moved(self._encoder), self._frame_net, self._directions, self._readme
+            self._config, generator, moved(self._encoder), self._frame_net, self._directions, self._readme, fusion
         )
 
     def load_directions(self, directions: str | Path | Directions, *, replace: bool = False) -> FaceEditor:
@@ -241,7 +266,19 @@ class FaceEditor:
         }
         return FaceEditor(
             dataclasses.replace(self._config, attributes=attributes),
-            self._generator, self._encoder, self._frame_net, merged, self._readme,
+            self._generator, self._encoder, self._frame_net, merged, self._readme, self._fusion,
+        )  # fmt: skip
+
+    def with_fusion(self, fusion: FusionGenerator | None, config: FusionConfig | None) -> FaceEditor:
+        """The same editor with another content branch, or none; this one stays as it is.
+
+        Args:
+            fusion: On this editor's generator and encoder.
+            config: What config.json is to say of it.
+        """
+        return FaceEditor(
+            dataclasses.replace(self._config, fusion=config),
+            self._generator, self._encoder, self._frame_net, self._directions, self._readme, fusion,
         )  # fmt: skip
 
     # --- what it is -------------------------------------------------------------------------
@@ -265,6 +302,16 @@ class FaceEditor:
     def generator(self) -> Generator:
         """The frozen generator, shared by everything that uses this editor."""
         return self._generator
+
+    @property
+    def encoder(self) -> Encoder:
+        """The frozen encoder, shared by everything that uses this editor."""
+        return self._encoder
+
+    @property
+    def fusion(self) -> FusionGenerator | None:
+        """Content branch and relevance maps; None where edits are by the style branch alone."""
+        return self._fusion
 
     @property
     def resolution(self) -> int:
@@ -308,8 +355,8 @@ class FaceEditor:
             landmark_predictor: A dlib 68-point file of your own, in place of our frame net.
             steps: Refine the code by so many steps of optimisation; 50 take some seconds.
             progress: Called after every refinement step.
-            reconstruct: Also draw the unedited face; without it, `reconstruction` is None and a
-                generator pass is saved.
+            reconstruct: Also draw the unedited face, refined if the checkpoint has a content branch;
+                without it, `reconstruction` is None and a generator pass is saved.
 
         Returns:
             An `Inversion`; a list of them for "all" or boxes.
@@ -379,13 +426,19 @@ class FaceEditor:
                 latents = self._encoder.correct(inputs, latents, seen).float()
         if steps:
             latents = self._refine(latents, targets, steps, progress)
-        pictures = self._render(latents) if reconstruct else None
+        contents = self._content(inputs, encoding.features, latents)
+        pictures: list[Tensor | None] = [None] * len(faces)
+        if reconstruct:
+            pictures = [
+                self._render(code[None])[0] if not content else self._render_fused(content, code, {}).image
+                for code, content in zip(latents, contents)
+            ]
         return [
             Inversion(
                 latents=latents[i].cpu(),
-                features=tuple(level[i].float().cpu() for level in encoding.features),
+                features=contents[i],
                 crop=targets[i],
-                reconstruction=None if pictures is None else pictures[i],
+                reconstruction=pictures[i],
                 frame=frame,
                 box=None if face is None else face.box,
                 index=sum(other is picture for other, _, _ in faces[:i]),
@@ -430,6 +483,28 @@ class FaceEditor:
         pictures = [draw(part) for part in latents.to(self.device, self.dtype).split(chunk)]
         return torch.cat([((p.float() + 1) / 2).clamp(0, 1).cpu() for p in pictures])
 
+    @torch.no_grad()
+    def _content(self, inputs: Tensor, features: Sequence[Tensor], latents: Tensor) -> list[tuple[Tensor, ...]]:
+        """What edits need of each face for refining, float32 on the CPU; nothing without a content branch."""
+        if self._fusion is None:
+            return [()] * len(inputs)
+        photos, codes = self._encoder.resized(inputs), latents.to(self.device, self.dtype)
+        found = []
+        for i in range(len(inputs)):  # one face at a time bounds the memory
+            one = slice(i, i + 1)
+            maps = self._fusion.encode(photos[one], [level[one] for level in features], codes[one])
+            found.append(tuple(level[0].float().cpu() for level in maps))
+        return found
+
+    @torch.no_grad()
+    def _render_fused(
+        self, content: Sequence[Tensor], latents: Tensor, strengths: Mapping[str, float], preview: bool = False
+    ) -> _Fused:
+        """One code ``(n_styles, 512)`` to its refined picture ``(3, S, S)`` in [0, 1] and relevance maps ``(S_i, S_i)``."""
+        maps = [level[None].to(self.device, self.dtype) for level in content]
+        image, relevance = self._fusion(maps, latents[None].to(self.device, self.dtype), [strengths], preview)
+        return _Fused(((image[0].float() + 1) / 2).clamp(0, 1).cpu(), tuple(m[0, 0].float().cpu() for m in relevance))
+
     # --- editing ----------------------------------------------------------------------------
 
     def edit(
@@ -444,6 +519,8 @@ class FaceEditor:
         steps: int = 0,
         progress: Progress | None = None,
         preview: bool = False,
+        refine: bool = True,
+        explain: bool = False,
         return_result: bool = False,
         **attributes: float,
     ) -> Any:
@@ -457,6 +534,10 @@ class FaceEditor:
             strengths: Attribute to strength; 1.0 is one clearly visible step, -1.0 its mirror.
             faces, aligned, landmarks, landmark_predictor, steps, progress: As for `invert`.
             preview: Use the generator's quarter-size early exit: several times faster, softer.
+            refine: Let the content branch carry the photograph's own detail through the edit (section
+                3.2 of the paper); without it, or in a checkpoint that has none, the style branch edits
+                alone.
+            explain: Also draw the style branch's own picture, for `EditedFace.edited`; one more pass.
             return_result: Return an `EditResult` with crops and details.
             **attributes: More strengths, by name.
 
@@ -474,8 +555,8 @@ class FaceEditor:
         inversions = _inversions(image)
         if inversions is None:
             found = self._find(images.read(image), faces, aligned, landmarks, landmark_predictor)
-            inversions = self._invert(found, steps, progress, reconstruct=not preview)
-        result = self._edit(inversions, wanted, preview)
+            inversions = self._invert(found, steps, progress, reconstruct=not preview and (refine or not self._fusion))
+        result = self._edit(inversions, wanted, preview, refine, explain)
         return result if return_result else result.image
 
     def edit_batch(
@@ -486,6 +567,7 @@ class FaceEditor:
         faces: FaceChoice = "largest",
         aligned: bool = False,
         steps: int = 0,
+        refine: bool = True,
         return_result: bool = False,
         **attributes: float,
     ) -> list[Any]:
@@ -493,7 +575,7 @@ class FaceEditor:
 
         Args:
             images_: Photographs, or one batch: tensor (B,3,H,W) or ndarray (B,H,W,3).
-            strengths, faces, aligned, steps, return_result, **attributes: As for `edit`.
+            strengths, faces, aligned, steps, refine, return_result, **attributes: As for `edit`.
 
         Returns:
             One result for each photograph, in order.
@@ -510,8 +592,9 @@ class FaceEditor:
             except (NoFaceError, FaceSelectionError) as error:
                 raise type(error)(f"picture {number} of the list: {error}") from None
         flat = [one for all_ in found for one in all_]
-        inversions = iter(self._invert(flat, steps) if flat else [])
-        results = [self._edit([next(inversions) for _ in all_], wanted, False) for all_ in found]
+        reconstruct = refine or not self._fusion
+        inversions = iter(self._invert(flat, steps, reconstruct=reconstruct) if flat else [])
+        results = [self._edit([next(inversions) for _ in all_], wanted, refine=refine) for all_ in found]
         return results if return_result else [result.image for result in results]
 
     def _strengths(self, strengths: Mapping[str, float] | None, attributes: Mapping[str, float]) -> dict[str, float]:
@@ -520,7 +603,11 @@ class FaceEditor:
             raise UsageError(f"{', '.join(sorted(both))} was given both in strengths and by name")
         return self._directions.check({**(strengths or {}), **attributes})
 
-    def _edit(self, inversions: Sequence[Inversion], strengths: dict[str, float], preview: bool) -> EditResult:
+    def _edit(
+        self, inversions: Sequence[Inversion], strengths: dict[str, float],
+        preview: bool = False, refine: bool = True, explain: bool = False,
+    ) -> EditResult:  # fmt: skip
+        refine = refine and self._fusion is not None
         offset = self._directions.offset(strengths)
         picture = inversions[0].picture
         pixels = None if picture is None else picture.pixels
@@ -531,36 +618,53 @@ class FaceEditor:
                     f"the inversion has a code of shape {tuple(inversion.latents.shape)} and this editor's "
                     f"generator one of {tuple(offset.shape)}: invert with the same checkpoint"
                 )
-            face = self._edit_face(inversion, offset, strengths, preview)
+            # A code alone has no photograph whose content could be kept.
+            refines = refine and (inversion.crop is not None or bool(inversion.features))
+            if refines and not self._fusion.takes(inversion.features):
+                raise UsageError(
+                    "the inversion has not the content maps that this editor refines with: invert with the same "
+                    "checkpoint, or pass refine=False"
+                )
+            face = self._edit_face(inversion, offset, strengths, preview, refines, explain)
             if pixels is not None:
                 frame = inversion.frame or CropFrame.whole(*pixels.shape[1::-1])
                 where = (face.mask > 0).float()
                 # An aligned picture has no surroundings that its border must blend into.
                 if inversion.frame is not None:
                     where *= crops.face_mask(where.shape[-1])
-                pixels = crops.paste_back(pixels, face.edited, frame, where, face.crop)
+                pixels = crops.paste_back(pixels, face.output, frame, where, face.crop)
             edited.append(face)
         if picture is None:
-            image: Any = _to_pil(edited[0].edited)
+            image: Any = _to_pil(edited[0].output)
         else:
             image = images.restore(picture, pixels)
         return EditResult(image, tuple(edited))
 
     def _edit_face(
-        self, inversion: Inversion, offset: Tensor, strengths: dict[str, float], preview: bool
+        self, inversion: Inversion, offset: Tensor, strengths: dict[str, float], preview: bool, refine: bool, explain: bool
     ) -> EditedFace:
         """One face after the edit, not yet in its photograph."""
-        latents = inversion.latents + offset
+
+        def draw(code: Tensor, strengths: dict[str, float]) -> _Fused:
+            if refine:
+                return self._render_fused(inversion.features, code, strengths, preview)
+            return _Fused(self._render(code[None], preview)[0], ())
+
+        latents, edits = inversion.latents + offset, bool(offset.any())
         before = inversion.reconstruction
-        if preview or before is None:
-            before = self._render(inversion.latents[None], preview)[0]
-        after = before if not offset.any() else self._render(latents[None], preview)[0]
-        original = before if inversion.crop is None else _at(inversion.crop, after.shape[-1])
-        edited, mask = compose(original, before, after)
+        # An inversion keeps its reconstruction at full size, refined where that can be.
+        if preview or before is None or refine != bool(inversion.features):
+            before = draw(inversion.latents, {}).image
+        after = draw(latents, strengths) if edits else _Fused(before, ())
+        original = before if inversion.crop is None else _at(inversion.crop, before.shape[-1])
+        output, mask = compose(original, before, after.image)
+        styled = None if refine else after.image
+        if refine and explain:
+            styled = self._render(latents[None], preview)[0]
         return EditedFace(
-            crop=original, edited=edited, generated=after, reconstruction=before, mask=mask,
-            frame=inversion.frame, latents=latents, strengths=strengths,
-        )
+            crop=original, output=output, edited=styled, refined=after.image if refine else None, reconstruction=before,
+            mask=mask, relevance=after.relevance, frame=inversion.frame, latents=latents, strengths=strengths,
+        )  # fmt: skip
 
 
 def _inversions(image: object) -> list[Inversion] | None:

@@ -29,10 +29,11 @@ class Inversion:
 
     Attributes:
         latents: float32 (n_styles, style_dim), the code in W+.
-        features: content feature maps (channels, height, width), finest first; may be empty.
+        features: what the content branch keeps of the photograph: maps (channels, S, S), one for each
+            level of the generator that is fused, coarsest first; empty without a content branch.
         crop: float32 (3,S,S) in [0,1], the aligned face as it was; None if it was not kept.
-        reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it; None
-            if it was not made.
+        reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it, refined if
+            there is a content branch; None if it was not made.
         frame: where the crop lies in the upright photograph; None for a face given aligned.
         box: left, top, right and bottom of the face as it was found, in pixels of the upright
             photograph; None if none was looked for.
@@ -127,20 +128,28 @@ class EditedFace:
 
     Attributes:
         crop: float32 (3,S,S) in [0,1], the aligned face as it was.
-        edited: float32 (3,S,S) in [0,1], the crop after the edit.
-        generated: float32 (3,S,S) in [0,1], the edited face as the generator gives it.
-        reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it.
-        mask: float32 (S,S) in [0,1], where `edited` differs from `crop`; 0 where it does not.
+        output: float32 (3,S,S) in [0,1], the crop after the edit, as it is pasted into the photograph.
+        edited: float32 (3,S,S) in [0,1], the style branch's picture, x_edit = G(w + d) of the paper; None
+            if the edit was refined and not explained.
+        refined: float32 (3,S,S) in [0,1], the fused pass, x_refine of the paper; None without refining.
+        reconstruction: float32 (3,S,S) in [0,1], the unedited face drawn in the same way: refined, if
+            the edit was.
+        mask: float32 (S,S) in [0,1], where `output` differs from `crop`; 0 where it does not.
+        relevance: float32 (S_i,S_i) in [0,1] for each fused level, coarsest first: near 1 where the
+            photograph's content stays, near 0 where the edit rules. Empty without refining, and where
+            nothing was edited.
         frame: as `Inversion.frame`.
         latents: float32 (n_styles, style_dim), the edited code.
         strengths: attribute to strength, as they were applied.
     """
 
     crop: Tensor
-    edited: Tensor
-    generated: Tensor
+    output: Tensor
+    edited: Tensor | None
+    refined: Tensor | None
     reconstruction: Tensor
     mask: Tensor
+    relevance: tuple[Tensor, ...]
     frame: CropFrame | None
     latents: Tensor
     strengths: Mapping[str, float]

@@ -34,7 +34,7 @@ class StandIn:
     """An editor whose smile makes pictures lighter, by 20 levels a step."""
 
     config, attributes, resolution = CONFIG, ATTRIBUTES, 32
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype, fusion = torch.device("cpu"), torch.float32, None
 
     def __init__(self):
         self.loaded, self.options, self.inverted = [], [], 0
@@ -59,7 +59,7 @@ class StandIn:
         )
         return [one] if isinstance(options["faces"], list) else one
 
-    def edit(self, image, strengths=None, *, return_result=False, **options):
+    def edit(self, image, strengths=None, *, return_result=False, refine=True, explain=False, **options):
         names = {name: torch.zeros(2, 4) for name in ATTRIBUTES}
         checked = Directions(names, aliases={"smile": ("smiling",)}).check(strengths)
         given = image if isinstance(image, Inversion) else self.invert(image, **options)
@@ -72,7 +72,7 @@ class StandIn:
             pixels = np.clip(inversion.picture.pixels + lighter, 0, 255).astype(np.uint8)
             out = images.restore(inversion.picture, pixels)
         latents = inversion.latents
-        face = EditedFace(crop, crop, crop, crop, crop[0], inversion.frame, latents, checked)
+        face = EditedFace(crop, crop, crop, None, crop, crop[0], (), inversion.frame, latents, checked)
         return EditResult(out, (face,)) if return_result else out
 
 
@@ -540,6 +540,41 @@ def test_a_real_editor_fits(tmp_path, monkeypatch, capsys):
     assert sizes == [(128, 96), (4 * 256, 256 + 32), (64, 64), (64, 64)]
     assert Image.open("a.png").tobytes() != Image.open("photo.png").tobytes()
     assert main(["attributes", *real]) == main(["info", *real]) == 0
+
+
+def test_an_explanation_shows_each_step_of_a_refined_edit(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    editor = make_editor(content=True)
+    editor.save_pretrained("tiny", dtype=torch.float32)
+    columns = np.arange(64, dtype=np.uint8)[None, :, None]
+    crop = np.broadcast_to(3 * columns, (64, 64, 3)).copy()
+    Image.fromarray(crop).save("crop.png")
+    command = ["edit", "crop.png", "smile=1", "--aligned", "--checkpoint", "tiny"]
+    assert main([*command, "-o", "a.png", "--explain", "why.png"]) == 0
+    result = editor.edit(crop, smile=1.0, aligned=True, explain=True, return_result=True)
+    assert np.array_equal(np.asarray(Image.open("a.png")), result.image)
+    why = np.asarray(Image.open("why.png"))
+    (face,) = result.faces
+    steps = [face.crop, face.reconstruction, face.edited, *face.relevance, face.refined, face.output]
+    assert why.shape == (256 + 32, 256 * len(steps), 3)
+    for i, step in enumerate(steps):
+        tile = why[:256, 256 * i : 256 * (i + 1)]
+        scale = 256 // step.shape[-1]
+        wanted = (step.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(tile[::scale, ::scale], wanted)
+    assert main([*command, "--no-refine", "-o", "b.png"]) == 0
+    assert np.array_equal(np.asarray(Image.open("b.png")), editor.edit(crop, smile=1.0, aligned=True, refine=False))
+    assert main(["sweep", "crop.png", "smile=1", "--aligned", "--no-refine", "-o", "s.png", "--checkpoint", "tiny"]) == 0
+    capsys.readouterr()
+    for more, message in (
+        (["--no-refine", "-o", "c.png", "--explain", "c2.png"], "no-refine"),
+        (["-o", "c.png", "--explain", "c2.txt"], "c2.txt"),
+        (["-o", "c.png", "--explain", "why.png"], "why.png"),
+    ):
+        assert main([*command, *more]) in (1, 2)
+        assert message in capsys.readouterr().err
+    assert main([*command[:2], "a.png", *command[2:], "-o", "out", "--explain", "c2.png"]) == 2
+    assert not (tmp_path / "c.png").exists() and not (tmp_path / "out").exists()
 
 
 def test_directions_of_ones_own_go_before_the_checkpoints(tmp_path, monkeypatch, capsys):

@@ -180,12 +180,12 @@ def test_a_result_has_the_crops_and_the_details(editor, found):
     assert isinstance(result, EditResult)
     (face,) = result.faces
     assert face.strengths == {"smile": 1.0, "age": -0.5}
-    for picture in (face.crop, face.edited, face.generated, face.reconstruction):
+    for picture in (face.crop, face.output, face.edited, face.reconstruction):
         assert picture.shape == (3, SIZE, SIZE)
         assert 0 <= picture.min() and picture.max() <= 1
     assert face.mask.shape == (SIZE, SIZE)
     assert face.latents.shape == (ROWS, DIM)
-    assert not torch.equal(face.generated, face.reconstruction)
+    assert not torch.equal(face.edited, face.reconstruction)
 
 
 # Inverting once, editing often
@@ -223,7 +223,7 @@ def test_an_inversion_can_be_kept_in_a_file(editor, found, tmp_path):
         face = editor.edit(loaded, smile=1.0)
     assert (counts.encoder, counts.full) == (0, 1)
     assert face.size == (SIZE, SIZE)
-    expected = editor.edit(inversion, smile=1.0, return_result=True).faces[0].edited
+    expected = editor.edit(inversion, smile=1.0, return_result=True).faces[0].output
     assert np.array_equal(face, (expected * 255).round().byte().permute(1, 2, 0).numpy())
 
 
@@ -231,6 +231,99 @@ def test_a_code_alone_can_be_edited(editor):
     latents = editor._generator.sample(1, seed=0)[0]
     face = editor.edit(Inversion(latents=latents), smile=1.0)
     assert face.size == (SIZE, SIZE)
+
+
+# Refining with the photograph's content
+
+
+@pytest.fixture(scope="module")
+def refining():
+    return make_editor(content=True)
+
+
+def fused(editor, inversion, latents, strengths):
+    maps = [level[None] for level in inversion.features]
+    with torch.no_grad():
+        return editor.fusion(maps, latents[None], [strengths])
+
+
+def test_refined_pictures_are_those_of_the_fusion_generator(refining, found):
+    inversion = refining.invert(photo())
+    result = refining.edit(inversion, smile=1.0, beard=-0.5, return_result=True, explain=True)
+    (face,) = result.faces
+    expected = fused(refining, inversion, face.latents, {"smile": 1.0, "beard": -0.5})
+    torch.testing.assert_close(face.refined, ((expected.image[0] + 1) / 2).clamp(0, 1))
+    assert [tuple(m.shape) for m in face.relevance] == [(16, 16), (32, 32)]
+    for ours, theirs in zip(face.relevance, expected.relevance, strict=True):
+        torch.testing.assert_close(ours, theirs[0, 0])
+    unedited = fused(refining, inversion, inversion.latents, {})
+    torch.testing.assert_close(face.reconstruction, ((unedited.image[0] + 1) / 2).clamp(0, 1))
+    assert torch.equal(inversion.reconstruction, face.reconstruction)
+    assert not torch.allclose(face.edited, face.refined, atol=1e-3)
+
+
+def test_without_refining_the_style_branch_edits_as_if_there_were_no_other(refining, editor, found):
+    plain = editor.edit(photo(), smile=1.0, return_result=True)
+    result = refining.edit(photo(), smile=1.0, refine=False, return_result=True)
+    assert np.array_equal(result.image, plain.image)
+    (face,), (wanted,) = result.faces, plain.faces
+    assert face.refined is None and face.relevance == ()
+    assert torch.equal(face.edited, wanted.edited) and torch.equal(face.reconstruction, wanted.reconstruction)
+    assert not np.array_equal(refining.edit(photo(), smile=1.0), plain.image)
+    kept = refining.edit(refining.invert(photo()), smile=1.0, refine=False)
+    assert np.array_equal(kept, plain.image)
+
+
+def test_the_style_branchs_picture_is_drawn_only_for_an_explanation(refining, editor, found):
+    inversion = refining.invert(photo())
+    assert refining.edit(inversion, smile=1.0, return_result=True).faces[0].edited is None
+    explained = refining.edit(inversion, smile=1.0, explain=True, return_result=True).faces[0]
+    assert torch.equal(explained.edited, editor.edit(photo(), smile=1.0, return_result=True).faces[0].edited)
+
+
+def test_a_refined_edit_encodes_nothing_again(refining, found):
+    with counted(refining) as counts:
+        inversion = refining.invert(photo())
+    assert counts.encoder == 1
+    with counted(refining) as counts:
+        refining.edit(inversion, smile=0.5)
+    assert (counts.encoder, counts.full, counts.preview) == (0, 1, 0)
+
+
+def test_previews_and_batches_are_refined_too(refining, found):
+    inversion = refining.invert(photo())
+    face = refining.edit(inversion, smile=1.0, preview=True, return_result=True).faces[0]
+    assert face.refined.shape == (3, SIZE // 2, SIZE // 2)
+    assert len(face.relevance) == 1  # the early exit comes before the second fused level
+    one, other = photo(), photo(seed=3)
+    batch = refining.edit_batch([one, other], smile=1.0)
+    assert np.array_equal(batch[1], refining.edit(other, smile=1.0))
+    plain = refining.edit_batch([one], smile=1.0, refine=False)
+    assert np.array_equal(plain[0], refining.edit(one, smile=1.0, refine=False))
+
+
+def test_a_refining_checkpoint_comes_back_as_it_was(refining, found, tmp_path):
+    refining.save_pretrained(tmp_path / "checkpoint", dtype=torch.float32)
+    again = FaceEditor.from_pretrained(tmp_path / "checkpoint")
+    assert again.config == refining.config and again.config.fusion.attributes == ("smile", "age", "gender")
+    assert np.array_equal(again.edit(photo(), smile=1.0), refining.edit(photo(), smile=1.0))
+
+
+def test_content_maps_are_kept_in_the_file_of_an_inversion(refining, found, tmp_path):
+    inversion = refining.invert(photo())
+    loaded = Inversion.load(inversion.save(tmp_path / "face.safetensors"))
+    wanted = refining.edit(inversion, age=1.0, return_result=True).faces[0].refined
+    assert torch.equal(refining.edit(loaded, age=1.0, return_result=True).faces[0].refined, wanted)
+
+
+def test_content_of_another_checkpoint_is_refused(refining, editor, found):
+    without = editor.invert(photo())
+    assert without.features == ()
+    with pytest.raises(UsageError, match="content maps.*refine=False"):
+        refining.edit(without, smile=1.0)
+    refining.edit(without, smile=1.0, refine=False)
+    # A code alone has no photograph to keep.
+    refining.edit(Inversion(latents=without.latents), smile=1.0)
 
 
 def test_inversions_that_do_not_belong_are_refused(editor, found):
@@ -299,7 +392,7 @@ def test_a_stylegan2_checkpoint_inverts_refines_and_edits(found, tmp_path):
     assert not np.array_equal(result.image, photo())
     assert np.array_equal(editor.edit(inversion, smile=0.0), photo())
     preview = editor.edit(inversion, smile=1.0, preview=True, return_result=True)
-    assert preview.faces[0].edited.shape == (3, SIZE // 2, SIZE // 2)
+    assert preview.faces[0].output.shape == (3, SIZE // 2, SIZE // 2)
     assert not np.array_equal(preview.image, photo())
     half = editor.to(dtype=torch.bfloat16).edit(inversion, smile=1.0)
     assert np.abs(half.astype(int) - result.image).mean() < 2.0  # grey levels
@@ -324,7 +417,7 @@ def test_a_preview_of_an_inversion_needs_no_full_pass(editor, found):
     assert 1 <= counts.preview <= 2
     assert result.image.shape == photo().shape
     assert not np.array_equal(result.image, photo())
-    assert result.faces[0].edited.shape == (3, SIZE // 2, SIZE // 2)
+    assert result.faces[0].output.shape == (3, SIZE // 2, SIZE // 2)
     assert np.array_equal(editor.edit(inversion, smile=0.0, preview=True), photo())
 
 
@@ -374,7 +467,7 @@ def test_an_aligned_crop_is_taken_whole(editor, no_detector):
     assert inversion.frame is None and inversion.box is None
     torch.testing.assert_close(inversion.crop, torch.tensor(image).permute(2, 0, 1) / 255)
     result = editor.edit(image, smile=1.0, aligned=True, return_result=True)
-    edited = (result.faces[0].edited * 255).round().byte().permute(1, 2, 0).numpy()
+    edited = (result.faces[0].output * 255).round().byte().permute(1, 2, 0).numpy()
     # The border too: there are no surroundings to blend into.
     assert levels_apart(result.image, edited) <= 1
     assert editor.edit(photo(100, 100), smile=1.0, aligned=True).shape == (100, 100, 3)
@@ -684,10 +777,8 @@ def test_an_encoder_that_answers_once_is_asked_once(other, found):
         inversion = other.invert(photo())
     assert (counts.encoder, counts.full, counts.preview) == (1, 1, 0)
     crop = inversion.crop[None] * 2 - 1
-    latents, features = other._encoder(crop)
+    latents = other._encoder(crop).latents
     torch.testing.assert_close(inversion.latents, latents[0], rtol=1e-4, atol=1e-4)
-    for kept, level in zip(inversion.features, features, strict=True):
-        torch.testing.assert_close(kept, level[0], rtol=1e-4, atol=1e-4)
 
 
 def test_its_inversions_are_edited_and_refined(other, found):

@@ -107,8 +107,10 @@ def test_a_result_is_saved_whatever_its_type(tmp_path):
 def test_a_face_tells_what_was_done_to_it(inversion):
     face = EditedFace(
         crop=inversion.crop,
+        output=inversion.reconstruction,
         edited=inversion.reconstruction,
-        generated=inversion.reconstruction,
+        refined=None,
+        relevance=(),
         reconstruction=inversion.reconstruction,
         mask=torch.ones(inversion.reconstruction.shape[-2:]),
         frame=inversion.frame,

@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from faceedit import FaceEditor
-from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
+from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, FusionConfig, GeneratorConfig, ModelConfig
 from faceedit.directions import Directions
 from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.encoder import Encoder
 from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, N_POINTS, RIGHT_EYE, RIGHT_MOUTH
 from faceedit.models.frame_net import FrameNet
+from faceedit.models.fusion import FusionGenerator
+from faceedit.models.generator import Generator
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
 from faceedit.models.stylegan2 import StyleGAN2
@@ -45,7 +47,19 @@ def make_encoder(name: str) -> tuple[Encoder, EncoderConfig]:
     return encoder, EncoderConfig(name, 32, PSP_OPTIONS)
 
 
-def make_editor(encoder_name: str = "efficientnet_lite") -> FaceEditor:
+FUSION_OPTIONS = {"levels": [2, 3], "widths": [8, 6], "dim": 4, "relevance_dim": 4}
+
+
+def make_fusion(generator: Generator, encoder: Encoder, names: tuple[str, ...]) -> FusionGenerator:
+    """A content branch that does something."""
+    fusion = FusionGenerator(generator, encoder, names, **FUSION_OPTIONS)
+    for extractor in fusion.content.extractors:
+        torch.nn.init.normal_(extractor.leave.weight, std=0.3)
+        torch.nn.init.normal_(extractor.adain.affine.weight, std=0.3)
+    return fusion
+
+
+def make_editor(encoder_name: str = "efficientnet_lite", content: bool = False) -> FaceEditor:
     """The editor; equal weights on every call."""
     torch.manual_seed(0)
     generator = MobileStyleGAN((16, 16, 16, 16), style_dim=DIM, preview_level=2)
@@ -69,7 +83,11 @@ def make_editor(encoder_name: str = "efficientnet_lite") -> FaceEditor:
         },
         licence="test",
     )  # fmt: skip
-    return FaceEditor(config, generator, encoder, frame_net(), directions, "# Tiny\n")
+    editor = FaceEditor(config, generator, encoder, frame_net(), directions, "# Tiny\n")
+    if content:
+        names = directions.names[:3]  # so that some attributes have no content direction
+        editor = editor.with_fusion(make_fusion(generator, encoder, names), FusionConfig(tuple(names), FUSION_OPTIONS))
+    return editor
 
 
 def frame_net() -> FrameNet:

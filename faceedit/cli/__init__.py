@@ -128,6 +128,10 @@ def _parser() -> argparse.ArgumentParser:
         help="goes into the names of the results, which without -o lie beside the inputs",
     )
     edit.add_argument("-r", "--recursive", action="store_true", help="look into subfolders")
+    edit.add_argument(
+        "--explain", type=Path, metavar="FILE",
+        help="also draw how the result came about: reconstruction, style branch, relevance maps, refined",
+    )
 
     sweep = command(
         "sweep",
@@ -199,6 +203,11 @@ def _parser() -> argparse.ArgumentParser:
     for made in (edit, sweep, invert):
         made.add_argument("--overwrite", action="store_true", help="replace existing output files")
         _add_face_options(made)
+    for made in (edit, sweep):
+        made.add_argument(
+            "--no-refine", action="store_false", dest="refine",
+            help="edit by the style branch alone, without the photograph's content",
+        )
     for made in (edit, sweep, invert, listing, info):
         _add_model_options(made)
     for made in (edit, sweep, listing):

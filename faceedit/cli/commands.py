@@ -53,6 +53,13 @@ def edit(args: argparse.Namespace) -> int:
         missing = "which photographs to edit" if strengths else "what to change, such as smile=1"
         raise UsageError(f"Say {missing}. `faceedit edit --help` shows how.")
     jobs = pairs(inputs, args.output, args.suffix, args.recursive)
+    if args.explain is not None:
+        if len(jobs) > 1:
+            raise UsageError(f"--explain draws one photograph, and these are {len(jobs)}. Give one.")
+        if not args.refine:
+            raise UsageError("--explain shows how refining works: leave out --no-refine.")
+        require_suffix(args.explain, WRITABLE)
+        refuse_existing(args.explain, args.overwrite)
     editor = _load(args)
     progress = Progress(len(jobs), args.quiet)
 
@@ -60,11 +67,16 @@ def edit(args: argparse.Namespace) -> int:
         refuse_existing(target, args.overwrite)
         result = editor.edit(
             _image_or_inversion(source), strengths, return_result=True, progress=progress.step,
-            **_face_options(args),
+            refine=args.refine, explain=args.explain is not None, **_face_options(args),
         )
         if args.output is not None and target != Path(args.output):  # -o is a folder
             target.parent.mkdir(parents=True, exist_ok=True)
         result.save(target, args.overwrite)
+        if args.explain is not None:
+            from faceedit import images
+            from faceedit.cli import sheet
+
+            images.save(sheet.explain(result, 256), args.explain, args.overwrite)
         return {"faces": len(result.faces)}
 
     code = report.OK
@@ -103,7 +115,7 @@ def sweep(args: argparse.Namespace) -> int:
             for strength in strengths:
                 label = f"{name} {strength:+g}" if strength else f"{name} 0"
                 progress.show(done, label)
-                edited = editor.edit(inversion, {name: strength})
+                edited = editor.edit(inversion, {name: strength}, refine=args.refine)
                 tiles[-1].append((label, sheet.tile(edited, inversion, args.size)))
                 done += 1
         images.save(sheet.draw(tiles, args.size), args.output, args.overwrite)
@@ -173,6 +185,7 @@ def info(args: argparse.Namespace) -> int:
         "licence": editor.config.licence or "not stated",
         "generator": editor.config.generator.name,
         "resolution": editor.resolution,
+        "refines": editor.fusion is not None,
         "attributes": list(editor.attributes),
         "device": str(editor.device),
         "dtype": str(editor.dtype).removeprefix("torch."),

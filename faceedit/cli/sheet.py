@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from faceedit import images
 from faceedit.crop import CropFrame, extract
 from faceedit.images import ImageSource
-from faceedit.results import Inversion
+from faceedit.results import EditResult, Inversion
 
-__all__ = ["draw", "tile"]
+__all__ = ["draw", "explain", "tile"]
 
 Tile = tuple[str, Image.Image]
 
@@ -27,7 +28,35 @@ def tile(picture: ImageSource, inversion: Inversion, size: int) -> Image.Image:
     pixels = images.read(picture).pixels
     frame = None if inversion.picture is None else inversion.frame
     face = extract(pixels, frame or CropFrame.whole(pixels.shape[1], pixels.shape[0]), size)
-    return Image.fromarray((face * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+    return _picture(face, size)
+
+
+def explain(result: EditResult, size: int) -> Image.Image:
+    """How each face of a result came about: figures 4 and 5 of the paper for the user's own picture.
+
+    Args:
+        result: of an edit with ``explain=True``.
+        size: side of a tile.
+
+    Returns:
+        A row a face: the photograph, its reconstruction, the style branch's picture, the relevance map of
+        each fused level (white where the photograph's content stays), the refined picture, the result.
+    """
+    rows = []
+    for face in result.faces:
+        steps = [("photograph", face.crop), ("reconstruction", face.reconstruction), ("style branch", face.edited)]
+        steps += [(f"relevance {len(m)} px", m.expand(3, -1, -1)) for m in face.relevance]
+        steps += [("refined", face.refined), ("result", face.output)]
+        rows.append([(label, _picture(x, size)) for label, x in steps if x is not None])
+    return draw(rows, size)
+
+
+def _picture(x: Tensor, size: int) -> Image.Image:
+    """``(3, S, S)`` in [0, 1] as a tile; maps smaller than it keep their pixels' edges."""
+    picture = Image.fromarray((x * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+    if picture.width == size:
+        return picture
+    return picture.resize((size, size), Image.Resampling.NEAREST if picture.width < size else Image.Resampling.BOX)
 
 
 def draw(rows: Sequence[Sequence[Tile]], size: int) -> Image.Image:

@@ -92,14 +92,14 @@ class EfficientNetEncoder(Encoder):
 
     def forward(self, image: Tensor) -> Encoding:
         """See :meth:`Encoder.forward`; of a 256 px input maps of 128, 64, 32, 16 and 8 px."""
-        maps, pyramid, summary = self._look(self._resized(image))
+        maps, pyramid, summary = self._look(self.resized(image))
         base = self.to_base(summary).unsqueeze(1)
         offsets = self.to_offsets(summary).unflatten(1, (self.n_styles, self.style_dim))
         latents = self.latent_mean + self.latent_std * (base + offsets).float()
         return Encoding(latents, (maps[2], maps[4], pyramid[8], pyramid[16], pyramid[32]))
 
     def correct(self, image: Tensor, latents: Tensor, seen: Tensor) -> Tensor:
-        image, seen = self._resized(image), self._resized(seen)
+        image, seen = self.resized(image), self.resized(seen)
         added = self.feedback(torch.cat((image, image - seen), 1))
         _, _, summary = self._look(image, {8: added})
         correction = self.to_correction(summary).unflatten(1, (self.n_styles, self.style_dim))

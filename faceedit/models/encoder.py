@@ -37,6 +37,11 @@ class Encoder(nn.Module, ABC):
     def feature_channels(self) -> tuple[int, ...]:
         """Channels of :attr:`Encoding.features`, finest first."""
 
+    @property
+    def feature_sizes(self) -> tuple[int, ...]:
+        """Sides of :attr:`Encoding.features`: each map is half as large as the one before, the first half the input."""
+        return tuple(self.input_size // 2 ** (i + 1) for i in range(len(self.feature_channels)))
+
     @abstractmethod
     def forward(self, image: Tensor) -> Encoding:
         """The first answer.
@@ -61,7 +66,7 @@ class Encoder(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} answers once")
 
-    def _resized(self, image: Tensor) -> Tensor:
+    def resized(self, image: Tensor) -> Tensor:
         """A picture at the size that the network sees."""
         if image.shape[-1] == self.input_size:
             return image

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from faceedit.errors import ConfigError
 from faceedit.models.content_branch import ContentBranch
+from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
 from faceedit.models.relevance_map import RelevanceMap
 
@@ -33,7 +34,7 @@ class FusionGenerator(nn.Module):
 
     Args:
         generator: Any.
-        feature_sizes, feature_channels, photo_size: Of the encoder, see :class:`ContentBranch`.
+        encoder: Any; what it says of its maps is read, and it is not kept.
         attributes: That get a content direction.
         levels: Which levels of the generator are fused, rising. Coarser ones are the style branch's.
         widths: Channels of each level's content map.
@@ -49,9 +50,7 @@ class FusionGenerator(nn.Module):
     def __init__(
         self,
         generator: Generator,
-        feature_sizes: Sequence[int],
-        feature_channels: Sequence[int],
-        photo_size: int,
+        encoder: Encoder,
         attributes: Sequence[str],
         levels: Sequence[int] = (4, 5),
         widths: Sequence[int] = (128, 48),
@@ -62,6 +61,7 @@ class FusionGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.attach(generator)
+<<<<<<< HEAD
         self.levels, self.relevance = tuple(levels), relevance
         count = len(generator.level_sizes)
         if not levels or list(levels) != sorted(set(levels) & set(range(count))) or len(widths) != len(levels):
@@ -69,9 +69,12 @@ class FusionGenerator(nn.Module):
                 f"Fused levels {self.levels} must rise, within the generator's 0 to {count - 1}, and widths "
                 f"{tuple(widths)} give one number for each."
             )
+=======
+        self.levels = tuple(levels)
+>>>>>>> main
         sizes, channels = ([table[level] for level in levels] for table in (generator.level_sizes, generator.level_channels))
         self.content = ContentBranch(
-            levels, sizes, channels, feature_sizes, feature_channels, photo_size, attributes,
+            levels, sizes, channels, encoder.feature_sizes, encoder.feature_channels, encoder.input_size, attributes,
             widths, dim, generator.style_dim, follow,
         )  # fmt: skip
         self.maps = nn.ModuleList(
@@ -107,6 +110,14 @@ class FusionGenerator(nn.Module):
         found = self.content.encode(photo, _like(seen, photo), features, at_levels)
         queries = [m.query(x) for m, x in zip(self.maps, at_levels)] or [None] * len(found)
         return tuple(torch.cat([part for part in (*pair, q) if part is not None], 1) for pair, q in zip(found, queries))
+
+    def takes(self, content: Sequence[Tensor]) -> bool:
+        """Whether these could be the maps of one picture, without batch axis, that :meth:`encode` made."""
+        shapes = [
+            (extractor.width + extractor.dim + self._query_dim(i), size, size)
+            for i, (extractor, size) in enumerate(zip(self.content.extractors, self.content.sizes))
+        ]
+        return [tuple(each.shape) for each in content] == shapes
 
     def forward(
         self,

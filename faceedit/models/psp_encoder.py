@@ -93,7 +93,7 @@ class GradualStyleEncoder(Encoder):
 
     def forward(self, image: Tensor) -> Encoding:
         """See :meth:`Encoder.forward`; of a 256 px input the body's maps of 128, 64, 32 and 16 px."""
-        maps = self.body.stages(self.input_layer(self._resized(image)))
+        maps = self.body.stages(self.input_layer(self.resized(image)))
         coarse = maps[3]
         middle = _upsample(coarse, self.latlayer1(maps[2]))
         fine = _upsample(middle, self.latlayer2(maps[1]))

@@ -90,7 +90,7 @@ class ContentRecipe(TrainRecipe):
     lambda_l2: Weight = 4.0  # on pixels in [-1, 1]
     lambda_lpips: Weight = 0.8
     lambda_id: Weight = 0.1
-    lambda_cls: Weight = 0.15  # on the squared difference of logits' changes, in their standard deviations
+    lambda_cls: Weight = 0.3  # on the squared difference of logits' changes, in their standard deviations
     lambda_align: Weight = 2.0
     published: bool = False  # equation 11 on edited photographs: L2 to the photograph, L_cls, L_align
 
@@ -180,8 +180,9 @@ class ContentTask(Task):
     def _likeness(
         self, share: Share, samples: Samples, wanted: Callable[[], Tensor], prefix: str, figures: dict[str, Tensor | float]
     ) -> Tensor:
-        """L2, LPIPS and identity to the picture that is wanted."""
+        """L2, LPIPS and identity to the picture that is wanted; of pairs what the classifiers see, too."""
         names = ["l2", "lpips"] + ["id"] * (self.identity is not None)
+        names += ["cls"] * (self.classifiers is not None and bool(prefix))
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
             pictures, target = self.refine(samples), wanted()
@@ -189,6 +190,10 @@ class ContentTask(Task):
                 features = self.lpips.features(target)
             found["l2"] = (pictures - target).square().mean((1, 2, 3)).float()
             found["lpips"] = self.lpips.distance(self.lpips.features(pictures), features).float()
+            if self.classifiers is not None and prefix:
+                with torch.no_grad():
+                    wanted_logits = self.classifiers(target)
+                found["cls"] = ((self.classifiers(pictures) - wanted_logits) / self.spread).square().mean(1)
             if self.identity is not None:
                 with torch.no_grad():
                     person = self.identity.describe(target)
@@ -309,14 +314,12 @@ def build(recipe: ContentRecipe, device: torch.device) -> ContentTask:
     inverted = invert_crops(encoder, generator, crops, recipe.out / "photographs.safetensors")
     photographs, held_out = Photographs(crops, inverted).split(recipe.held_out)
     codes = mixed_latents(mapper, recipe.generated, seed=recipe.seed + 1, truncation=(0.6, 1.0), mixing=0.4, jitter=0.05)
-    pictures = generated_faces(generator, codes, recipe.out / "generated.npy").pictures
+    pictures = generated_faces(generator, codes, recipe.out / "generated.npy", SIDE if recipe.full else 0).pictures
     pairs = Pairs(pictures, codes, invert_crops(encoder, generator, pictures, recipe.out / "generated.safetensors", margin=False))
 
-    sizes = [encoder.input_size // 2 ** (i + 1) for i in range(len(encoder.feature_channels))]
     fusion = FusionGenerator(
-        generator, sizes, encoder.feature_channels, encoder.input_size, directions.names,
-        recipe.levels, recipe.widths, follow=recipe.follow, relevance=recipe.relevance,
-    ).to(device, memory_format=torch.channels_last)  # fmt: skip
+        generator, encoder, directions.names, recipe.levels, recipe.widths, follow=recipe.follow, relevance=recipe.relevance
+    ).to(device, memory_format=torch.channels_last)
     if recipe.init:
         hub.load_module(fusion, read_tensors(recipe.init), advice="It must be of the same levels, widths and attributes.")
     else:

@@ -92,7 +92,7 @@ class Photographs:
         full: Draw by the full pass instead of the early exit.
 
     Attributes:
-        edited: (number, attribute) to the crop after its edit at +1, ``(3, 256, 256)`` uint8, as users see it.
+        edited: (number, attribute) to the crop after its edit at +1 by the style branch alone, ``(3, 256, 256)`` uint8.
     """
 
     def __init__(self, editor: FaceEditor, folder: Path, full: bool = False) -> None:
@@ -108,10 +108,10 @@ class Photographs:
     def _draw(self, row: int, name: str | None, strength: float) -> Tensor:
         strengths = {} if name is None else {name: strength}
         inversion: Inversion = dataclasses.replace(self.inversions[row], picture=None)  # nothing to paste into
-        face = self.editor.edit(inversion, strengths, preview=not self.full, return_result=True).faces[0]
+        face = self.editor.edit(inversion, strengths, preview=not self.full, refine=False, return_result=True).faces[0]
         if name is not None and strength == 1:
-            self.edited[row, name] = (_reduced(face.edited[None])[0] * 255).round().byte()
-        return _reduced(face.generated[None]) * 2 - 1
+            self.edited[row, name] = (_reduced(face.output[None])[0] * 255).round().byte()
+        return _reduced(face.edited[None]) * 2 - 1
 
 
 def _reduced(pictures: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def with_directions(editor: FaceEditor, directions: Directions) -> FaceEditor:
     }
     return FaceEditor(
         dataclasses.replace(editor.config, attributes=attributes),
-        editor.generator, editor._encoder, editor._frame_net, directions,
+        editor.generator, editor.encoder, editor._frame_net, directions,
     )  # fmt: skip
 
 

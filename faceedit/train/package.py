@@ -1,7 +1,7 @@
 """Put the trained parts together into a checkpoint folder.
 
 ``python -m faceedit.train package --generator FILE --encoder FILE --frame FILE --directions FILE --report FILE
---card FILE --out faceedit/weights/default``
+--content FOLDER --card FILE --out faceedit/weights/default``
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from faceedit.config import CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
+from faceedit.config import CropConfig, EncoderConfig, FusionConfig, GeneratorConfig, ModelConfig
 from faceedit.directions import Directions
 from faceedit.editor import FaceEditor
 from faceedit.errors import DataError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
+from faceedit.hub import load_module
 from faceedit.models.frame_net import FrameNet
-from faceedit.train.checkpoint import load_generator
+from faceedit.models.fusion import FusionGenerator
+from faceedit.train.checkpoint import load_generator, read_tensors
 
 # Figures of `evaluate style` that go into the checkpoint, each attribute's own.
 _FIGURES = ("got at +1", "lost at -1", "got at top", "lost at bottom", "identity", "non-zero")
@@ -42,12 +44,33 @@ def measured(report: dict, name: str) -> dict[str, Any]:
         raise DataError(f"the report of `evaluate style` has no {error} of {name!r}: measure these directions first") from None
 
 
+def load_fusion(run: Path, editor: FaceEditor) -> tuple[FusionGenerator, FusionConfig]:
+    """The content branch of a run, on an editor's networks, and what config.json says of it.
+
+    Args:
+        run: Folder of the content stage: ``recipe.json`` and ``content.safetensors``.
+        editor: With the generator and encoder that it was trained on.
+
+    Raises:
+        CheckpointNotFoundError, CheckpointError: There is no such run, or it does not fit.
+    """
+    tensors = read_tensors(run / "content.safetensors")
+    recipe = json.loads((run / "recipe.json").read_text())
+    options = {name: recipe[name] for name in ("levels", "widths", "follow", "relevance")}
+    start = "content.directions."
+    attributes = tuple(name.removeprefix(start) for name in tensors if name.startswith(start))
+    fusion = FusionGenerator(editor.generator, editor.encoder, attributes, **options)
+    load_module(fusion, tensors, advice="The run must be of this generator and encoder.")
+    return fusion, FusionConfig(attributes, options)
+
+
 def main(argv: list[str]) -> int:
     """Command line entry; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="faceedit.train package", description=__doc__)
     for name in ("generator", "encoder", "frame", "directions", "card", "provenance", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True, help="style.json of `evaluate style` on these directions")
+    parser.add_argument("--content", type=Path, help="run of the content stage; none packages the style branch alone")
     parser.add_argument("--attributes", nargs="+", metavar="NAME", help="those to ship, in this order; all, if not given")
     parser.add_argument("--licence", required=True)
     parser.add_argument("--looks", type=int, default=1, help="corrections that the encoder makes")
@@ -80,6 +103,8 @@ def main(argv: list[str]) -> int:
         provenance=json.loads(args.provenance.read_text()),
     )
     editor = FaceEditor(config, generator, encoder.float(), frame_net.float(), directions, args.card.read_text())
+    if args.content:
+        editor = editor.with_fusion(*load_fusion(args.content, editor))
     folder = editor.save_pretrained(args.out, overwrite=args.overwrite, dtype=torch.float16)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(f"{folder}: {size:.1f} MB")

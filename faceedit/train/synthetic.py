@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -58,13 +59,14 @@ def mixed_latents(
     return codes
 
 
-def generated_faces(generator: Generator, latents: Tensor, keep: str | Path) -> Faces:
+def generated_faces(generator: Generator, latents: Tensor, keep: str | Path, full: int = 0) -> Faces:
     """Pictures of codes, by the preview in bfloat16: drawn at the first call and kept.
 
     Args:
         generator: With a preview; it is left as it is.
         latents: ``(N, n_styles, 512)``.
         keep: ``.npy`` file for the pictures.
+        full: Draw whole pictures instead, reduced to this side.
 
     Returns:
         N faces, in the order of the codes.
@@ -74,7 +76,9 @@ def generated_faces(generator: Generator, latents: Tensor, keep: str | Path) -> 
 
     @torch.no_grad()
     def draw(code: Tensor) -> NDArray[np.uint8]:
-        picture = fast.preview(code.to(device, torch.bfloat16))[0].float().clamp(-1, 1)
+        code = code.to(device, torch.bfloat16)
+        picture = F.interpolate(fast(code).float(), (full, full), mode="area") if full else fast.preview(code).float()
+        picture = picture[0].clamp(-1, 1)
         return ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
     def rows() -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -82,5 +86,5 @@ def generated_faces(generator: Generator, latents: Tensor, keep: str | Path) -> 
         for i, code in enumerate(bar):
             yield f"{i:05d}", draw(code)
 
-    key = {"generator": digest(fast.state_dict().values()), "codes": digest([latents])}
+    key = {"generator": digest(fast.state_dict().values()), "codes": digest([latents])} | ({"full": full} if full else {})
     return kept(keep, key, draw(latents[:1]).shape, rows)

@@ -73,7 +73,7 @@ def test_an_editor_edits_with_them(kind, tmp_path):
     moved = after.latents - before.latents
     torch.testing.assert_close(moved.norm(dim=1), torch.full((foreign.ROWS,), 3.0), rtol=1e-4, atol=0)
     expected = foreign.generator()(after.latents[None])[0]
-    torch.testing.assert_close(after.generated * 2 - 1, expected.clamp(-1, 1), rtol=0, atol=1e-3)
+    torch.testing.assert_close(after.edited * 2 - 1, expected.clamp(-1, 1), rtol=0, atol=1e-3)
     refined = editor.invert(picture, aligned=True, steps=3)
     assert not torch.equal(refined.latents, inversion.latents)
     # A whole photograph goes through the packaged crop network.

@@ -72,7 +72,7 @@ def test_photographs_are_edited_as_the_editor_does(editor, photos):
     assert faces.n == 2 and not faces.missed
     edited = faces.draw([1], "age", 1.0)
     direct = editor.edit(photos / "1.png", age=1.0, aligned=True, preview=True, return_result=True).faces[0]
-    small = torch.nn.functional.interpolate(direct.generated[None], (256, 256), mode="bilinear")
+    small = torch.nn.functional.interpolate(direct.edited[None], (256, 256), mode="bilinear")
     torch.testing.assert_close(edited, small * 2 - 1, atol=1e-5, rtol=0)
     assert set(faces.edited) == {(1, "age")} and faces.edited[1, "age"].dtype == torch.uint8
     faces.draw([0], "age", -1.0)
