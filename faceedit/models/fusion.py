@@ -61,17 +61,13 @@ class FusionGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.attach(generator)
-<<<<<<< HEAD
-        self.levels, self.relevance = tuple(levels), relevance
+        self.levels = tuple(levels)
         count = len(generator.level_sizes)
         if not levels or list(levels) != sorted(set(levels) & set(range(count))) or len(widths) != len(levels):
             raise ConfigError(
                 f"Fused levels {self.levels} must rise, within the generator's 0 to {count - 1}, and widths "
                 f"{tuple(widths)} give one number for each."
             )
-=======
-        self.levels = tuple(levels)
->>>>>>> main
         sizes, channels = ([table[level] for level in levels] for table in (generator.level_sizes, generator.level_channels))
         self.content = ContentBranch(
             levels, sizes, channels, encoder.feature_sizes, encoder.feature_channels, encoder.input_size, attributes,

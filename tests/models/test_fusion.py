@@ -36,12 +36,9 @@ def both_readings(monkeypatch):
 
 def make_fusion(world, levels=(1, 2), trained=True, **settings):
     generator, encoder = world
-    sides = [encoder.input_size // 2 ** (i + 1) for i in range(len(encoder.feature_channels))]
     torch.manual_seed(3)
-    fusion = FusionGenerator(
-        generator, sides, encoder.feature_channels, PHOTO, ("smile", "age"), levels, [4 + level for level in levels], 5, 6,
-        **settings,
-    )  # fmt: skip
+    widths = [4 + level for level in levels]
+    fusion = FusionGenerator(generator, encoder, ("smile", "age"), levels, widths, 5, 6, **settings)
     if trained:  # as if
         for extractor in fusion.content.extractors:
             torch.nn.init.normal_(extractor.leave.weight, std=0.2)
