@@ -14,7 +14,8 @@ A batch mixes three kinds of samples, all with a code ``w`` that is not quite th
   steps towards other faces, so that the branch follows any edit and not its own attributes' alone;
 - photographs, edited: no truth is known. ``L_align`` (equation 8) holds what the edit did in the
   generator, and ``L_cls`` holds how far it moved the classifiers' outputs, so that a refined picture
-  does not quietly undo its edit.
+  does not quietly undo its edit. ``L_turn`` is one-sided: the attribute should show no less than in the
+  style branch's picture, or in the true one of a pair.
 
 The recipe ``content_paper`` is the published loss (equation 11) on edited photographs, all of the
 generator's levels, and content maps of the encoder's features alone.
@@ -91,6 +92,7 @@ class ContentRecipe(TrainRecipe):
     lambda_lpips: Weight = 0.8  # on LPIPS
     lambda_id: Weight = 0.1  # on 1 - centred cosine
     lambda_cls: Weight = 0.3  # on the squared difference of logits' changes, in their standard deviations
+    lambda_turn: Weight = 0.3  # on how far an attribute's score falls short of the style branch's, in deviations
     lambda_align: Weight = 2.0  # on equation 8, of edited photographs
     published: bool = False  # equation 11 on edited photographs: L2 to the photograph, L_cls, L_align
 
@@ -132,7 +134,9 @@ class ContentTask(Task):
             with torch.no_grad():
                 seen = to_unit(sampler.faces.pictures[:200]).split(25)
                 logits = [classifiers(part.to(self.device)) for part in seen]
-            self.spread = torch.cat(logits).std(0)
+            logits = torch.cat(logits)
+            self.spread = logits.std(0)
+            self.score_spread = {name: ATTRIBUTES[name].score(logits, classifiers.names).std() for name in self._judged()}
 
     # --- pictures ---------------------------------------------------------------------------
 
@@ -182,7 +186,7 @@ class ContentTask(Task):
     ) -> Tensor:
         """L2, LPIPS and identity to the picture that is wanted; of pairs what the classifiers see, too."""
         names = ["l2", "lpips"] + ["id"] * (self.identity is not None)
-        names += ["cls"] * (self.classifiers is not None and bool(prefix))
+        names += ["cls", "turn"] * (self.classifiers is not None and bool(prefix))
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
             pictures, target = self.refine(samples), wanted()
@@ -192,8 +196,10 @@ class ContentTask(Task):
             found["lpips"] = self.lpips.distance(self.lpips.features(pictures), features).float()
             if self.classifiers is not None and prefix:
                 with torch.no_grad():
-                    wanted_logits = self.classifiers(target)
-                found["cls"] = ((self.classifiers(pictures) - wanted_logits) / self.spread).square().mean(1)
+                    goal = self.classifiers(target)
+                logits = self.classifiers(pictures)
+                found["cls"] = ((logits - goal) / self.spread).square().mean(1)
+                found["turn"] = self._short_of(goal, logits, samples.strengths)
             if self.identity is not None:
                 with torch.no_grad():
                     person = self.identity.describe(target)
@@ -202,7 +208,8 @@ class ContentTask(Task):
 
     def _edited(self, share: Share, samples: Samples, figures: dict[str, Tensor | float]) -> Tensor:
         """``L_align`` (equation 8) and ``L_cls``; in the published recipe all of equation 11."""
-        names = ["align"] + ["cls"] * (self.classifiers is not None) + ["l2"] * self.recipe.published
+        judged = [] if self.classifiers is None else ["cls"] if self.recipe.published else ["cls", "turn"]
+        names = ["align", *judged] + ["l2"] * self.recipe.published
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
             x, refined = samples.photos, self.refine(samples)
@@ -213,11 +220,27 @@ class ContentTask(Task):
             elif self.classifiers is not None:
                 with torch.no_grad():
                     z, z_before, z_after = self.classifiers(torch.cat((x, before, after))).chunk(3)
-                missed = self.classifiers(refined) - (z + z_after - z_before)
-                found["cls"] = (missed / self.spread).square().mean(1)
+                logits = self.classifiers(refined)
+                found["cls"] = ((logits - (z + z_after - z_before)) / self.spread).square().mean(1)
+                found["turn"] = self._short_of(z_after, logits, samples.strengths)
             if self.recipe.published:
                 found["l2"] = (refined - x).square().mean((1, 2, 3)).float()
         return self._weighed(share, found, "edit_", figures)
+
+    def _short_of(self, goal: Tensor, logits: Tensor, strengths: list[dict[str, float]]) -> Tensor:
+        """How far a refined picture's score of its attribute falls short of the goal's, in deviations of the score.
+
+        Both ``(n, outputs)``. Without it, a branch that hedges between photograph and edit pays little for
+        edits that show, and are not enough.
+        """
+        names, losses = self.classifiers.names, []
+        for wanted, found, named in zip(goal, logits, strengths):
+            losses.append(found.new_zeros(()))
+            for name, strength in named.items():
+                if name in ATTRIBUTES and strength:
+                    less = ATTRIBUTES[name].score(wanted, names) - ATTRIBUTES[name].score(found, names)
+                    losses[-1] = losses[-1] + F.relu(less if strength > 0 else -less) / self.score_spread[name]
+        return torch.stack(losses)
 
     def _labels_missed(self, logits: Tensor, strengths: list[dict[str, float]]) -> Tensor:
         """Binary cross-entropy (equation 9): the label is the sign of the drawn strength."""
