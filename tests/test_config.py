@@ -61,6 +61,7 @@ def test_the_text_is_stable_and_ordered(config):
         "format_version",
         "generator",
         "encoder",
+        "fusion",
         "crop",
         "attributes",
         "licence",
