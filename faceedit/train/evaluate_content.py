@@ -261,6 +261,8 @@ def main(argv: list[str]) -> int:
         parser.error("--pairs 0 leaves nothing to measure: give --photos")
     if not args.photos and (args.variant or args.figures or args.sheet):
         parser.error("--variant, --figures and --sheet are of photographs: give --photos")
+    if len(dict(args.variant)) < len(args.variant):
+        parser.error("two variants have one name")
     if args.limit is not None and args.limit < 1:
         parser.error(f"--limit must be at least 1, not {args.limit}")
     if not 0 <= args.seed < FIRST_SEED:
@@ -305,7 +307,8 @@ def main(argv: list[str]) -> int:
         result["photographs"] = plain(found) | {"no face found, box given": missed, "below the bar": missing}
         print(f"\nphotographs in {args.photos.name}, inverted and edited by FaceEditor, n = {len(faces.inputs)}")
         print(tables(found, "the photograph"))
-        print("\n".join(f"  {REFINED} is below the bar: {each}" for each in missing), flush=True)
+        for each in missing:
+            print(f"  {REFINED} is below the bar: {each}", flush=True)
         write()
         if args.figures:
             draw_figures(faces, names, args.out)
