@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny_editor import FUSION_OPTIONS, make_editor, make_fusion
+from tiny_editor import make_editor
 from tiny_evaluation import write_networks, write_photos
 
 from faceedit.editor import FaceEditor
 from faceedit.errors import UsageError
+from faceedit.models.fusion import FusionGenerator
 from faceedit.train import evaluate, evaluate_content, evaluate_inversion
 from faceedit.train.checkpoint import save_tensors
 from faceedit.train.comparison import STYLE, UNEDITED
@@ -38,12 +39,15 @@ def photos(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, editor):
-    """A content run with other weights."""
+    """A content run of another shape, without relevance maps."""
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(5)
-    save_tensors(make_fusion(editor.generator, editor.encoder, ("smile",)).state_dict(), folder / "content.safetensors")
-    (folder / "recipe.json").write_text(json.dumps({**FUSION_OPTIONS, "follow": True, "relevance": True}))
+    options = {"levels": [2], "widths": [8], "follow": True, "relevance": False}
+    fusion = FusionGenerator(editor.generator, editor.encoder, ("smile",), **options)
+    torch.nn.init.normal_(fusion.content.extractors[0].leave.weight, std=0.3)
+    save_tensors(fusion.state_dict(), folder / "content.safetensors")
+    (folder / "recipe.json").write_text(json.dumps(options))
     return folder
 
 
