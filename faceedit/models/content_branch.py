@@ -147,7 +147,7 @@ class ContentBranch(nn.Module):
                 n_in += 6 * max(1, photo_size // size) ** 2 + (widths[i] if i else 0)
             else:
                 near = [min(range(len(feature_sizes)), key=lambda j: abs(feature_sizes[j] - size))]
-                n_in = feature_channels[near[0]]
+                n_in = feature_channels[near[0]] * max(1, feature_sizes[near[0]] // size) ** 2
             self.reads.append(near)
             extractors.append(ContentLevel(n_in, channels[i], widths[i], dim, style_dim, follow))
         self.extractors = nn.ModuleList(extractors)

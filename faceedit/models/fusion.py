@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from faceedit.errors import ConfigError
 from faceedit.models.content_branch import ContentBranch
 from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
@@ -41,6 +42,9 @@ class FusionGenerator(nn.Module):
         relevance_dim: Channels of the relevance maps' projections.
         follow: See :class:`faceedit.models.content_branch.ContentLevel`.
         relevance: Without it all is content: ``m = 1`` everywhere (for the ablation).
+
+    Raises:
+        ConfigError: The generator has no such levels, or there is not one width for each.
     """
 
     def __init__(
@@ -58,6 +62,12 @@ class FusionGenerator(nn.Module):
         super().__init__()
         self.attach(generator)
         self.levels = tuple(levels)
+        count = len(generator.level_sizes)
+        if not levels or list(levels) != sorted(set(levels) & set(range(count))) or len(widths) != len(levels):
+            raise ConfigError(
+                f"Fused levels {self.levels} must rise, within the generator's 0 to {count - 1}, and widths "
+                f"{tuple(widths)} give one number for each."
+            )
         sizes, channels = ([table[level] for level in levels] for table in (generator.level_sizes, generator.level_channels))
         self.content = ContentBranch(
             levels, sizes, channels, encoder.feature_sizes, encoder.feature_channels, encoder.input_size, attributes,

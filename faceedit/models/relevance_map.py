@@ -35,7 +35,7 @@ class RelevanceMap(nn.Module):
         self.reading, self.dim = reading, dim
         self.query = nn.Conv2d(channels, dim, 1)
         self.key = nn.Conv2d(channels, dim, 1)
-        # Both start as the same projection: then a map that has not changed is all content.
+        # Both start as the same projection: then a position that has not changed is most like itself.
         self.key.load_state_dict(self.query.state_dict())
         if reading == "pointwise":
             self.threshold = nn.Parameter(torch.tensor(0.6))
@@ -53,7 +53,9 @@ class RelevanceMap(nn.Module):
         """
         key = self.key(edited)
         if self.reading == "attention":
-            attention = (query.flatten(2).transpose(1, 2) @ key.flatten(2) / math.sqrt(self.dim)).float()
+            # Exponents need absolute precision, which bfloat16 loses as they grow.
+            with torch.autocast(edited.device.type, enabled=False):
+                attention = query.float().flatten(2).transpose(1, 2) @ key.float().flatten(2) / math.sqrt(self.dim)
             # The softmax's denominator is the same for all of a row: what one position gets in units
             # of what the best gets is a difference of exponents.
             own = torch.diagonal(attention, dim1=1, dim2=2) - attention.amax(2)

@@ -88,10 +88,10 @@ class ContentRecipe(TrainRecipe):
     any_edit: Fraction = 0.3  # share of generated pairs that go towards another face
     morph: Weight = 0.4  # how far at most a pair's code is moved towards another face
     lambda_l2: Weight = 4.0  # on pixels in [-1, 1]
-    lambda_lpips: Weight = 0.8
-    lambda_id: Weight = 0.1
+    lambda_lpips: Weight = 0.8  # on LPIPS
+    lambda_id: Weight = 0.1  # on 1 - centred cosine
     lambda_cls: Weight = 0.3  # on the squared difference of logits' changes, in their standard deviations
-    lambda_align: Weight = 2.0
+    lambda_align: Weight = 2.0  # on equation 8, of edited photographs
     published: bool = False  # equation 11 on edited photographs: L2 to the photograph, L_cls, L_align
 
     def __post_init__(self) -> None:
@@ -130,7 +130,8 @@ class ContentTask(Task):
         self.device, self.dtype = self.generator.mean_latent.device, self.generator.mean_latent.dtype
         if classifiers is not None:
             with torch.no_grad():
-                logits = [classifiers(to_unit(part)) for part in np.array_split(sampler.faces.pictures[:200], 8)]
+                seen = to_unit(sampler.faces.pictures[:200]).split(25)
+                logits = [classifiers(part.to(self.device)) for part in seen]
             self.spread = torch.cat(logits).std(0)
 
     # --- pictures ---------------------------------------------------------------------------

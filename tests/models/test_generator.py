@@ -99,6 +99,43 @@ def test_what_a_hook_returns_is_what_flows_on(generator):
         assert all(torch.equal(a, b) for a, b in zip(output.features[level:], theirs.features[level:], strict=True))
 
 
+def test_features_are_the_first_part_of_a_pass(generator):
+    code = codes(generator, 2)
+    whole = generator.synthesize(code).features
+    for last in range(len(whole)):
+        found = generator.features(code, last)
+        assert len(found) == last + 1
+        assert all(torch.equal(a, b) for a, b in zip(found, whole))
+
+
+def test_a_pass_goes_on_from_its_own_features(generator):
+    code = codes(generator, 2)
+    image, features = generator.synthesize(code)
+    preview = generator.preview(code)
+    before = [f.clone() for f in features]
+    for n in range(len(features) + 1):
+        again = generator.synthesize(code, start=features[:n])
+        assert torch.equal(again.image, image)
+        assert len(again.features) == len(features) and all(a is b for a, b in zip(again.features, features[:n]))
+        assert torch.equal(generator.preview(code, start=features[:n]), preview)
+    assert all(torch.equal(a, b) for a, b in zip(before, features, strict=True)), "given maps are left as they are"
+
+
+def test_a_hook_does_not_see_the_levels_that_are_given(generator):
+    code, other = codes(generator), generator.synthesize(codes(generator, seed=1)).features
+    for draw, last in ((generator.synthesize, 3), (generator.preview, 2)):
+        seen = []
+
+        def look(level, features, seen=seen):
+            seen.append(level)
+            return features
+
+        draw(code, look, other[:2])
+        assert seen == list(range(2, last + 1))
+    changed = generator.synthesize(code, start=other[:2])
+    assert not torch.allclose(changed.image, generator(code), atol=1e-3), "the given maps are what flows on"
+
+
 def test_the_preview_is_smaller_and_takes_hooks_too(generator):
     code, levels = codes(generator, 2), []
 

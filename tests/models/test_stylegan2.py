@@ -119,6 +119,19 @@ def test_the_picture_shows_what_a_hook_returns_on_top_of_the_levels_before_it(ge
     torch.testing.assert_close(image, upsample(generator.preview(code)) + generator.heads[3].bias[:, None, None])
 
 
+def test_given_maps_show_by_their_own_image_heads_and_keep_the_noise_of_finer_levels(generator):
+    code, noise = codes(generator), generator.random_noise(1, seed=2)
+    image, features = generator.synthesize(code, noise=noise)
+    assert torch.equal(generator.synthesize(code, start=features[:2], noise=noise).image, image)
+    assert torch.equal(generator.preview(code, start=features[:3], noise=noise), generator.preview(code, noise=noise))
+    # Whatever came before the last map counts by the images of its own levels alone.
+    blank = tuple(torch.zeros_like(f) for f in features)
+    first = generator.synthesize(code, start=(*blank[:3], features[3])).image
+    assert not torch.allclose(first, image, atol=1e-3)
+    rest = upsample(generator.preview(code, start=blank[:3]))
+    torch.testing.assert_close(first, rest + generator.heads[3](features[3], code[:, 7]), rtol=1e-4, atol=1e-5)
+
+
 # Sizes
 
 

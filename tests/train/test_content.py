@@ -1,0 +1,221 @@
+"""The content branch's training on a tiny world: its losses, its gradients, its shares."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from banded_world import NAMES, Classifier
+from safetensors.torch import load_file
+from tiny_editor import make_editor, make_stylegan2_editor
+from tiny_psp import frozen, make_photos
+
+from faceedit.errors import ConfigError
+from faceedit.models import fusion as fusion_module
+from faceedit.models.fusion import FusionGenerator
+from faceedit.train import content as module
+from faceedit.train import content_samples
+from faceedit.train.content import ContentRecipe, ContentTask, measure_scales
+from faceedit.train.content_samples import Pairs, Photographs, Sampler
+from faceedit.train.style_faces import Classifiers
+from faceedit.train.trainer import Share, Trainer
+
+SIDE = 32
+FILES = ("out", "generator", "encoder", "directions", "photos", "lpips")
+PUBLISHED = {"published": True, "pairs": 0, "edited": 2, "batch": 2, "follow": False, "full": True,
+             "levels": (0, 1, 2, 3), "widths": (4, 4, 4, 4)}  # fmt: skip
+
+
+class Judge(Classifier):
+    """The banded world's, with a weight that could be trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(len(NAMES)))
+
+    def forward(self, views):
+        return super().forward(views) * self.gain
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(module, "SIDE", SIDE)
+    monkeypatch.setattr(content_samples, "SIDE", SIDE)
+    monkeypatch.setattr(fusion_module, "ATTENTION_SIZE", 8)  # both readings
+
+
+def make_recipe(out, **settings):
+    values = {"levels": (1, 2), "widths": (8, 6), "steps": 2, "batch": 4, "pairs": 2, "edited": 1, "warmup": 0, "decay": 0,
+              "bf16": False, "device": "cpu", "log_every": 1, "evaluate_every": 0, "grid_every": 0}  # fmt: skip
+    return ContentRecipe(**(dict.fromkeys(FILES, out) | values | settings))
+
+
+def make_task(out, stylegan2=False, **settings):
+    recipe = make_recipe(out, **settings)
+    editor = make_stylegan2_editor() if stylegan2 else make_editor()
+    generator, encoder = editor.generator, editor._encoder
+    seeded = torch.Generator().manual_seed(1)
+    codes, noise, real = 0.5 * torch.randn(3, 6, generator.n_styles, generator.style_dim, generator=seeded)
+    with torch.no_grad():
+        pictures = F.interpolate(generator.preview(codes), (SIDE, SIDE)).clamp(-1, 1)
+    pairs = Pairs(((pictures + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy(), codes, codes + 0.3 * noise)
+    photographs, held_out = Photographs(make_photos(6).pictures, real).split(2)
+    sampler = Sampler(photographs, pairs, editor.directions, (0.4, 1.4), recipe.any_edit, recipe.morph)
+    sampler.names, sampler.directions = sampler.names[:2], sampler.directions[:2]
+    torch.manual_seed(2)
+    fusion = FusionGenerator(
+        generator, encoder, sampler.names, recipe.levels, recipe.widths, 5, 6, follow=recipe.follow,
+        relevance=recipe.relevance,
+    )  # fmt: skip
+    measure_scales(fusion, codes)
+    lpips, arcface = frozen()
+    return ContentTask(recipe, fusion, encoder, sampler, held_out, lpips, arcface, Classifiers([Judge()]))
+
+
+def whole(task, step=0):
+    return task.loss(Share(0, step, range(task.recipe.batch), task.recipe.batch))
+
+
+def nudged(task):
+    """No longer at the start, where the last layers are zero and nothing before them matters."""
+    for extractor in task.fusion.content.extractors:
+        torch.nn.init.normal_(extractor.leave.weight, std=0.1)
+    return task
+
+
+@pytest.mark.parametrize("kind", ["following", "published", "stylegan2"])
+def test_every_parameter_gets_a_gradient_and_nothing_frozen_moves(tmp_path, kind):
+    settings = {"following": {}, "published": PUBLISHED, "stylegan2": {"stylegan2": True}}[kind]
+    task = nudged(make_task(tmp_path, **settings))
+    still = (task.generator, task.encoder, task.lpips, task.classifiers, task.identity)
+    before = [{k: v.clone() for k, v in network.state_dict().items()} for network in still if hasattr(network, "state_dict")]
+    optimizer = torch.optim.Adam(task.fusion.parameters(), 1e-2)
+    reached = set()
+    for step in range(3):
+        optimizer.zero_grad()
+        whole(task, step)[0].backward()
+        reached |= {k for k, p in task.fusion.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        optimizer.step()
+    missed = {k for k, _ in task.fusion.named_parameters()} - reached
+    # Literal attention does not see its keys' bias, which rounding alone may give a gradient.
+    assert all(k.startswith("maps.") and k.endswith("key.bias") for k in missed), missed
+    after = [network.state_dict() for network in still if hasattr(network, "state_dict")]
+    assert all(torch.equal(v, now[k]) for was, now in zip(before, after, strict=True) for k, v in was.items())
+    assert not any(p.requires_grad or p.grad is not None for p in task.classifiers.parameters())
+
+
+def test_a_batch_can_be_learned_by_heart(tmp_path):
+    task = make_task(tmp_path, lambda_cls=0.0, lambda_id=0.0)
+    optimizer = torch.optim.Adam(task.fusion.parameters(), 1e-2)
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss, _ = whole(task)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("settings", [{}, PUBLISHED], ids=["ours", "published"])
+def test_shares_add_up_to_the_whole_batch(tmp_path, settings):
+    task = nudged(make_task(tmp_path, **settings))
+    batch = task.recipe.batch
+    loss, figures = whole(task, 1)
+    total, sums = 0.0, dict.fromkeys(figures, 0.0)
+    for samples in (range(1), range(1, batch)):
+        part, found = task.loss(Share(0, 1, samples, batch))
+        assert found.keys() == figures.keys()
+        total += part.item() * len(samples) / batch
+        sums = {k: v + float(found[k]) * len(samples) / batch for k, v in sums.items()}
+    assert total == pytest.approx(loss.item(), rel=1e-4)
+    assert sums == pytest.approx({k: float(v) for k, v in figures.items()}, rel=1e-4, abs=1e-7)
+
+
+def test_two_runs_with_one_seed_agree(tmp_path):
+    for name in ("a", "b"):
+        task = make_task(tmp_path / name, ema=0.9)
+        figures = Trainer(task, task.recipe, "cpu").run()
+        assert {"psnr", "lpips", "kept"} <= set(figures) and np.isfinite(figures["psnr"])
+    a, b = (load_file(tmp_path / name / "content.safetensors") for name in ("a", "b"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    start = make_task(tmp_path / "c").fusion.state_dict()
+    assert any(not torch.equal(a[k], start[k]) for k in a)
+
+
+def test_a_refined_picture_that_moves_as_the_generators_costs_nothing(tmp_path, monkeypatch):
+    task = make_task(tmp_path, lambda_align=3.0, lambda_cls=0.0)
+    share = Share(0, 0, range(2), 2)
+    samples = task.sampler.edited(share)
+    moved = task.draw(samples.codes + samples.offsets) - task.draw(samples.codes)
+    figures = {}
+    monkeypatch.setattr(task, "refine", lambda samples: samples.photos + moved)
+    assert task._edited(share, samples, figures) < 1e-9
+    assert figures["edit_cls"] < 1e-6, "the banded classifier is linear: its output moved as far"
+    monkeypatch.setattr(task, "refine", lambda samples: samples.photos)  # the edit undone
+    loss = task._edited(share, samples, figures)
+    torch.testing.assert_close(loss, 3 * moved.square().mean())
+    assert figures["edit_cls"] > 1e-6
+
+
+def test_the_published_loss_by_hand(tmp_path, monkeypatch):
+    task = make_task(tmp_path, **PUBLISHED, lambda_l2=0.01, lambda_cls=10.0, lambda_align=1.0)
+    samples = task.sampler.edited(Share(0, 0, range(2), 2))
+    refined = samples.photos * 0.5
+    monkeypatch.setattr(task, "refine", lambda samples: refined)
+    loss, _ = task.loss(Share(0, 0, range(2), 2))  # draws the same samples
+    moved = task.draw(samples.codes + samples.offsets) - task.draw(samples.codes)
+    outputs = {"smile": ("Smiling", 1), "age": ("Young", -1)}
+    crosses = []
+    for row, strengths in zip(task.classifiers(refined), samples.strengths, strict=True):
+        ((name, strength),) = strengths.items()
+        output, sign = outputs[name]
+        crosses.append(F.binary_cross_entropy_with_logits(sign * row[NAMES.index(output)], torch.tensor(float(strength > 0))))
+    expected = (
+        0.01 * (refined - samples.photos).square().mean()
+        + 10 * torch.stack(crosses).mean()
+        + (moved - (refined - samples.photos)).square().mean()
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_pairs_are_compared_with_the_generators_picture_of_the_true_edited_code(tmp_path, monkeypatch):
+    task = make_task(tmp_path, batch=2, pairs=2, edited=0)
+    _, wanted = task.sampler.pairs(Share(0, 0, range(2), 2))
+    monkeypatch.setattr(task, "refine", lambda samples: task.draw(wanted))
+    loss, figures = task.loss(Share(0, 0, range(2), 2))
+    assert abs(loss) < 1e-5 and set(figures) >= {"pair_l2", "pair_lpips", "pair_id"}
+
+
+def test_an_untrained_branch_refines_to_the_generators_own_picture_and_keeps_its_edits(tmp_path):
+    task = make_task(tmp_path)
+    samples = task.sampler.edited(Share(0, 0, range(2), 2))
+    with torch.no_grad():
+        refined = task.refine(samples)
+        torch.testing.assert_close(refined.clamp(-1, 1), task.draw(samples.codes + samples.offsets))
+        assert task.sample_grid().shape == (2, 3 + 2 * 2, 3, SIDE // 2, SIDE // 2)
+
+
+def test_the_unit_of_a_channel_is_its_deviation_over_faces(tmp_path):
+    task = make_task(tmp_path)
+    codes = task.sampler.faces.codes
+    maps = task.generator.synthesize(codes).features
+    for level, extractor in zip(task.fusion.levels, task.fusion.content.extractors, strict=True):
+        torch.testing.assert_close(extractor.scale, maps[level].std((0, 2, 3)).clamp_min(1e-4), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": (2, 1)}, "levels"),
+        ({"levels": (1, 1)}, "levels"),
+        ({"widths": (8,)}, "widths"),
+        ({"pairs": 3, "edited": 2}, "batch"),
+        ({"published": True}, "published"),
+        ({"published": True, "pairs": 0, "edited": 3}, "published"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(make_recipe(tmp_path), **changes)
