@@ -9,6 +9,7 @@ import sys
 KINDS = {
     "inversion": ("evaluate_inversion", "reconstructions of photographs, and identity after edits"),
     "style": ("evaluate_style", "directions: success, side effects, identity, sparsity"),
+    "content": ("evaluate_content", "refined edits: reconstruction, fidelity, edits kept, ablations; figures 8, 10, 11"),
     "frame": ("evaluate_frame", "the crop frame against 68-point crops"),
 }
 
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     """Measure what the first argument names.
 
     Args:
-        argv: "inversion", "style" or "frame", then its own arguments.
+        argv: "inversion", "style", "content" or "frame", then its own arguments.
 
     Returns:
         The exit status; 2 where nothing, or nothing known, was named.

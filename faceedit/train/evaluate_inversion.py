@@ -32,27 +32,39 @@ from faceedit.train.perceptual import LPIPS
 SIZE = 256
 
 
-def invert_all(editor: FaceEditor, photos: Path, steps: int) -> tuple[list[Inversion], list[str]]:
-    """Invert the photographs of ``photos/index.csv``; also the files where no face was found.
-
-    Crops that are aligned already are taken whole. Where detection finds nothing the face box of
-    the index is used, so that every photograph counts.
-    """
-    found, missed = [], []
+def read_index(photos: Path) -> list[dict[str, str]]:
+    """The rows of ``photos/index.csv``."""
     with open(photos / "index.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in tqdm(rows, desc=f"invert, {steps} steps"):
-        path = photos / row["file"]
-        if row["already_cropped"] == "1":
-            found.append(editor.invert(path, aligned=True, steps=steps))
-            continue
-        try:
-            found.append(editor.invert(path, steps=steps))
-        except NoFaceError:
+        return list(csv.DictReader(file))
+
+
+def invert_photo(
+    editor: FaceEditor, photos: Path, row: dict[str, str], steps: int = 0, reconstruct: bool = True
+) -> tuple[Inversion, bool]:
+    """Invert the photograph of a row of the index; also whether its face was found.
+
+    A crop that is aligned already is taken whole. Where detection finds nothing the face box of the
+    index is used, so that every photograph counts.
+    """
+    path = photos / row["file"]
+    if row["already_cropped"] == "1":
+        return editor.invert(path, aligned=True, steps=steps, reconstruct=reconstruct), True
+    try:
+        return editor.invert(path, steps=steps, reconstruct=reconstruct), True
+    except NoFaceError:
+        box = [float(v) for v in row["face_box"].split()]
+        return editor.invert(path, faces=[box], steps=steps, reconstruct=reconstruct)[0], False
+
+
+def invert_all(editor: FaceEditor, photos: Path, steps: int) -> tuple[list[Inversion], list[str]]:
+    """Invert the photographs of ``photos/index.csv``; also the files where no face was found."""
+    inversions, missed = [], []
+    for row in tqdm(read_index(photos), desc=f"invert, {steps} steps"):
+        inversion, found = invert_photo(editor, photos, row, steps)
+        inversions.append(inversion)
+        if not found:
             missed.append(row["file"])
-            box = [float(v) for v in row["face_box"].split()]
-            found += editor.invert(path, faces=[box], steps=steps)
-    return found, missed
+    return inversions, missed
 
 
 def reduced(pictures: list[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from faceedit.results import Inversion
 from faceedit.train.measurement import Faces
 from faceedit.train.metrics import sparsity
 
-__all__ = ["directions_figure", "heatmap", "photograph_sheets"]
+__all__ = ["directions_figure", "grids", "heatmap", "photograph_sheets"]
 
 _TILE = 192  # side of a face, pixels
 _HEAT = (512, _TILE)  # a heatmap
@@ -94,6 +94,30 @@ def directions_figure(
     return sheet
 
 
+def grids(
+    titles: Sequence[str], rows: Sequence[Sequence[Tensor | None]], size: int = _TILE, per_sheet: int = 10
+) -> Iterator[Image.Image]:
+    """Rows of pictures below the titles of their columns, `per_sheet` rows a sheet.
+
+    Args:
+        titles: One a column.
+        rows: Of pictures ``(3, S, S)`` in [0, 1], or uint8; None leaves a place white.
+        size: Side of a tile in pixels.
+        per_sheet: Rows on one sheet.
+    """
+    for start in range(0, len(rows), per_sheet):
+        part = rows[start : start + per_sheet]
+        sheet = Image.new("RGB", (size * len(titles), _HEAD + size * len(part)), "white")
+        draw = ImageDraw.Draw(sheet)
+        for column, title in enumerate(titles):
+            draw.text((column * size + 2, 3), title, fill="black")
+        for i, row in enumerate(part):
+            for column, picture in enumerate(row):
+                if picture is not None:
+                    sheet.paste(_tile(picture, size), (column * size, _HEAD + i * size))
+        yield sheet
+
+
 def photograph_sheets(
     names: Sequence[str], inversions: Sequence[Inversion], edited: Mapping[tuple[int, str], Tensor], rows: int = 10
 ) -> Iterator[Image.Image]:
@@ -107,17 +131,5 @@ def photograph_sheets(
 
     Source: figure 7 of the paper.
     """
-    for start in range(0, len(inversions), rows):
-        part = inversions[start : start + rows]
-        sheet = Image.new("RGB", (_TILE * (2 + len(names)), _HEAD + _TILE * len(part)), "white")
-        draw = ImageDraw.Draw(sheet)
-        for column, title in enumerate(("photograph", "inversion", *(f"{name} +1" for name in names))):
-            draw.text((column * _TILE + 2, 3), title, fill="black")
-        for i, inversion in enumerate(part):
-            y = _HEAD + i * _TILE
-            for column, picture in enumerate((inversion.crop, inversion.reconstruction)):
-                if picture is not None:
-                    sheet.paste(_tile(picture), (column * _TILE, y))
-            for column, name in enumerate(names, 2):
-                sheet.paste(_tile(edited[start + i, name]), (column * _TILE, y))
-        yield sheet
+    pictures = [[x.crop, x.reconstruction, *(edited[i, name] for name in names)] for i, x in enumerate(inversions)]
+    yield from grids(("photograph", "inversion", *(f"{name} +1" for name in names)), pictures, per_sheet=rows)

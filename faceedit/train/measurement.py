@@ -78,21 +78,17 @@ class Report:
         return {
             "faces": self.faces,
             "attributes": {
-                name: {key: _plain(value) for key, value in found.items()} | {"below the bar": self.below(name)}
+                name: {key: value.to_dict() for key, value in found.items()} | {"below the bar": self.below(name)}
                 for name, found in self.attributes.items()
             },
             "effects": {a: {b: _number(self.effects[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)},
-            "entanglement": _plain(self.entanglement),
-            "entanglement of unrelated pairs": _plain(self.entanglement_unrelated),
+            "entanglement": self.entanglement.to_dict(),
+            "entanglement of unrelated pairs": self.entanglement_unrelated.to_dict(),
         }
 
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 4)
-
-
-def _plain(estimate: Estimate) -> dict[str, float | int | None]:
-    return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high), "n": estimate.n}
 
 
 class Measurement:

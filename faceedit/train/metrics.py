@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
-    "Estimate", "bootstrap", "centred_cosine", "effects", "entanglement", "mean", "sparsity", "success", "wilson",
+    "Estimate", "bootstrap", "centred_cosine", "effects", "entanglement", "mean", "psnr", "ratio", "sparsity", "ssim",
+    "success", "wilson",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -23,6 +24,11 @@ class Estimate(NamedTuple):
     low: float
     high: float
     n: int
+
+    def to_dict(self, digits: int = 4) -> dict[str, float | int | None]:
+        """JSON values, rounded; None where there is no figure."""
+        numbers = {name: getattr(self, name) for name in ("value", "low", "high")}
+        return {name: None if math.isnan(x) else round(float(x), digits) for name, x in numbers.items()} | {"n": self.n}
 
 
 _NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
@@ -105,6 +111,67 @@ def mean(values: ArrayLike, *, seed: int = 0) -> Estimate:
     """Mean of ``(N,)`` with its bootstrap interval."""
     values = np.asarray(values, np.float64)
     return Estimate(float(values.mean()), *bootstrap(values, seed=seed), len(values)) if len(values) else _NOTHING
+
+
+def ratio(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:
+    """Ratio of two means over the same faces, ``mean(a) / mean(b)``, with its paired bootstrap interval.
+
+    Args:
+        a: ``(N,)``.
+        b: ``(N,)``, of the same faces in the same order; NaN is returned where its mean is 0.
+        seed: Of the draws.
+    """
+    pairs = np.stack([np.asarray(a, np.float64), np.asarray(b, np.float64)], 1)
+
+    def of(rows: Floats) -> float:
+        top, bottom = rows.mean(0)
+        return float(top / bottom) if bottom else math.nan
+
+    return Estimate(of(pairs), *bootstrap(pairs, of, seed=seed), len(pairs)) if len(pairs) else _NOTHING
+
+
+def psnr(squared_error: ArrayLike) -> Floats:
+    """``-10 log10(e)`` in dB of mean squared errors on pixels in [0, 1].
+
+    Errors below that of rounding to 8 bits, ``1 / (12 * 255^2)``, count as that: the figure is at most 58.9 dB,
+    so that pictures without any error do not make a mean infinite.
+    """
+    return -10 * np.log10(np.maximum(np.asarray(squared_error, np.float64), 1 / (12 * 255**2)))
+
+
+def ssim(a: ArrayLike, b: ArrayLike) -> Floats:
+    """Structural similarity of pictures, in [-1, 1]; 1 where they are equal.
+
+    The variant with a Gaussian window of 11 x 11 pixels and deviation 1.5, windows that lie wholly inside the
+    picture, weighted (not sample) variances, K1 = .01, K2 = .03 and data range 1; each channel of RGB by
+    itself, then the mean over positions and channels. Pictures are not reduced first.
+
+    Args:
+        a: ``(N, C, H, W)`` in [0, 1], at least 11 pixels high and wide.
+        b: The same.
+
+    Returns:
+        ``(N,)``.
+
+    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004).
+    """
+    position = np.arange(11) - 5
+    window = np.exp(-(position**2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def local(x: Floats) -> Floats:
+        for axis in (2, 3):
+            x = np.lib.stride_tricks.sliding_window_view(x, 11, axis) @ window
+        return x
+
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    c1, c2 = 0.01**2, 0.03**2
+    mean_a, mean_b = local(a), local(b)
+    var_a, var_b = local(a * a) - mean_a**2, local(b * b) - mean_b**2
+    together = local(a * b) - mean_a * mean_b
+    light = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * together + c2) / (var_a + var_b + c2)
+    return (light * structure).mean((1, 2, 3))
 
 
 def effects(shifts: ArrayLike, defined: ArrayLike, spread: ArrayLike) -> Floats:

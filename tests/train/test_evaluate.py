@@ -1,24 +1,17 @@
 """`evaluate` with a tiny editor: every kind is reached, and the style figures are of the edits it made."""
 
-import csv
 import json
 
 import pytest
 import torch
-from PIL import Image
-from tiny_editor import make_editor, photo
+from tiny_editor import make_editor
+from tiny_evaluation import write_networks, write_photos
 
 from faceedit.directions import Directions
 from faceedit.editor import FaceEditor
 from faceedit.errors import UsageError
 from faceedit.train import evaluate, evaluate_style
-from faceedit.train.checkpoint import save_tensors
-from faceedit.train.classifier import AttributeClassifier
 from faceedit.train.evaluate_style import GeneratedFaces, Photographs, choose, with_directions
-from faceedit.train.identity import DlibFaceNet
-from faceedit.train.perceptual import LPIPS
-
-OUTPUTS = ("Smiling", "Young", "Male", "Eyeglasses", "No_Beard")
 
 
 @pytest.mark.parametrize("kind", evaluate.KINDS)
@@ -42,16 +35,7 @@ def editor():
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two aligned pictures and their index."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    with open(folder / "index.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "face_box", "already_cropped"])
-        for i in range(2):
-            Image.fromarray(photo(96, 96, seed=i)).save(folder / f"{i}.png")
-            writer.writerow([f"{i}.png", "", "1"])
-    return folder
+    return write_photos(tmp_path / "photos", 2)
 
 
 def test_generated_faces_follow_their_seed_and_their_directions(editor):
@@ -94,19 +78,7 @@ def test_only_attributes_that_the_judge_can_see_are_chosen():
 
 @pytest.fixture
 def networks(tmp_path):
-    """Random judge, identity network and LPIPS, as command-line options."""
-    torch.manual_seed(0)
-    judge = AttributeClassifier(OUTPUTS).eval()
-    torch.nn.init.normal_(judge.head.weight, std=5.0)
-    for module in judge.trunk.modules():  # random norms in evaluation mode would let the signal fade
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.data.fill_(1.5)
-    judge.save(tmp_path / "judge.safetensors", auc={}, recipe={"half": "B", "seed": 7})
-    identity = DlibFaceNet()
-    save_tensors(identity.state_dict(), tmp_path / "identity.safetensors")
-    state = {f"{k}.weight" if k.startswith("lin") else k: v for k, v in LPIPS().state_dict().items()}
-    save_tensors({k: torch.rand_like(v) * 0.02 for k, v in state.items()}, tmp_path / "lpips.safetensors")
-    return [f"--{name}={tmp_path / f'{name}.safetensors'}" for name in ("judge", "identity", "lpips")]
+    return write_networks(tmp_path)
 
 
 def test_the_command_measures_both_kinds_of_faces_and_draws(editor, photos, networks, tmp_path, monkeypatch, capsys):

@@ -11,7 +11,10 @@ from faceedit.train.metrics import (
     effects,
     entanglement,
     mean,
+    psnr,
+    ratio,
     sparsity,
+    ssim,
     success,
     wilson,
 )
@@ -87,3 +90,50 @@ def test_sparsity_counts_exact_zeros_only():
     direction = np.zeros((4, 5))
     direction[0, :2] = [1e-12, -3]
     assert sparsity(direction) == 0.1
+
+
+def test_ssim_is_what_its_definition_gives_window_by_window():
+    random = np.random.default_rng(0)
+    a = random.random((2, 3, 14, 16))
+    b = np.clip(a + 0.2 * random.standard_normal(a.shape), 0, 1)
+    y, x = np.mgrid[-5:6, -5:6]
+    weight = np.exp(-(x**2 + y**2) / 4.5)
+    weight /= weight.sum()
+    expected = []
+    for p, q in zip(a, b):
+        local = []
+        for channel in range(3):
+            for top in range(14 - 10):
+                for left in range(16 - 10):
+                    u = p[channel, top : top + 11, left : left + 11]
+                    v = q[channel, top : top + 11, left : left + 11]
+                    mu, mv = (weight * u).sum(), (weight * v).sum()
+                    su, sv = (weight * (u - mu) ** 2).sum(), (weight * (v - mv) ** 2).sum()
+                    suv = (weight * (u - mu) * (v - mv)).sum()
+                    local.append(
+                        (2 * mu * mv + 1e-4) * (2 * suv + 9e-4) / ((mu**2 + mv**2 + 1e-4) * (su + sv + 9e-4))
+                    )
+        expected.append(np.mean(local))
+    np.testing.assert_allclose(ssim(a, b), expected, rtol=1e-9)
+    np.testing.assert_allclose(ssim(a, a), 1)
+
+
+def test_psnr_is_of_unit_range_and_ends_at_the_rounding_of_8_bits():
+    np.testing.assert_allclose(psnr([0.01, 1.0]), [20, 0])
+    rounding = np.random.default_rng(0).random(200_000)
+    error = np.square(np.rint(rounding * 255) / 255 - rounding).mean()
+    np.testing.assert_allclose(psnr([0.0]), -10 * np.log10(error), atol=0.05)
+
+
+def test_a_ratio_of_means_is_paired():
+    before = np.array([1.0, 1, 1, 0, 1, 1, 0, 1])
+    found = ratio(before * 0.5, before)
+    assert found == (0.5, 0.5, 0.5, 8)  # in every draw, however many of either there are
+    found = ratio([1, 0, 1, 0, 1, 1], [1, 1, 1, 1, 1, 0])
+    assert found.value == pytest.approx(4 / 5) and found.low < 0.8 < found.high
+    assert math.isnan(ratio([1, 0], [0, 0]).value) and ratio([], []).n == 0
+
+
+def test_estimates_become_json_without_nan():
+    assert mean([]).to_dict() == {"value": None, "low": None, "high": None, "n": 0}
+    assert mean([0.123456]).to_dict(digits=3)["value"] == 0.123
