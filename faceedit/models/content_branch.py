@@ -67,7 +67,8 @@ class ContentLevel(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
 
     def _projected(self, features: Tensor) -> Tensor:
-        return self.project(features / self.scale[:, None, None])
+        # The channels' units go into the few weights, not over the map.
+        return F.conv2d(features, self.project.weight / self.scale[:, None, None], self.project.bias)
 
     def encode(self, inputs: Tensor, unedited: Tensor) -> tuple[Tensor, Tensor | None]:
         """Once for many edits: the content map ``(B, width, S, S)``, and what it was made beside.
@@ -95,7 +96,8 @@ class ContentLevel(nn.Module):
         if beside is not None:
             x = x + self.difference(self._projected(features) - beside)
         x = F.leaky_relu(x, 0.2)
-        x = self.leave(F.leaky_relu(x + self.adapt(x), 0.2)) * self.scale[:, None, None]
+        x = F.leaky_relu(x + self.adapt(x), 0.2)
+        x = F.conv2d(x, self.leave.weight * self.scale[:, None, None, None], self.leave.bias * self.scale)
         return features + x if self.follow else x
 
 
