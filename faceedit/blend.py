@@ -1,6 +1,6 @@
 """Put a generated edit onto the real crop, keeping the crop's own detail where nothing changed.
 
-An encoder alone does not reproduce a photograph exactly. So the generator's pictures before and
+The generator never gives a photograph back exactly, even refined. So its pictures before and
 after the edit are compared: where they agree the photograph stays, where they differ a little
 their difference is added to it, and where they differ much the edited picture replaces it, in the
 photograph's own colours. Around the face, where a generated silhouette need not be the
