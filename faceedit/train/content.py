@@ -17,6 +17,9 @@ A batch mixes three kinds of samples, all with a code ``w`` that is not quite th
   does not quietly undo its edit. ``L_turn`` is one-sided: the attribute should show no less than in the
   style branch's picture, or in the true one of a pair.
 
+Losses at 256 px do not see what is finer, and a network would draw stripes there for nothing. So all three
+hold the size of that detail, where it is more than in the generator's own picture.
+
 The recipe ``content_paper`` is the published loss (equation 11) on edited photographs, all of the
 generator's levels, and content maps of the encoder's features alone.
 
@@ -26,9 +29,10 @@ Pictures are the 256 px preview, or with ``full`` whole passes reduced to 256 px
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -93,6 +97,7 @@ class ContentRecipe(TrainRecipe):
     lambda_id: Weight = 0.1  # on 1 - centred cosine
     lambda_cls: Weight = 0.3  # on the squared difference of logits' changes, in their standard deviations
     lambda_turn: Weight = 0.3  # on how far an attribute's score falls short of the style branch's, in deviations
+    lambda_grain: Weight = 4.0  # on detail finer than 256 px beyond the generator's own, mean size in [-1, 1]
     lambda_align: Weight = 2.0  # on equation 8, of edited photographs
     published: bool = False  # equation 11 on edited photographs: L2 to the photograph, L_cls, L_align
 
@@ -103,6 +108,13 @@ class ContentRecipe(TrainRecipe):
             raise ConfigError(f"levels {self.levels} must rise, and widths {self.widths} give one number for each.")
         if self.published and (self.pairs or self.edited < self.batch):
             raise ConfigError("published is a loss of edited photographs: set pairs to 0 and edited to batch.")
+
+
+class Drawn(NamedTuple):
+    """Pictures ``(n, 3, 256, 256)``, and how much there is that they do not show, see :func:`_grain`."""
+
+    pictures: Tensor
+    grain: Tensor
 
 
 class ContentTask(Task):
@@ -141,14 +153,14 @@ class ContentTask(Task):
     # --- pictures ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def draw(self, codes: Tensor) -> Tensor:
-        """The generator's own pictures ``(n, 3, 256, 256)``."""
+    def draw(self, codes: Tensor) -> Drawn:
+        """The generator's own pictures."""
         codes = codes.to(self.device, self.dtype)
         pictures = [self.generator(c) if self.recipe.full else self.generator.preview(c) for c in codes.split(1)]
-        return torch.cat([_small(p) for p in pictures]).clamp(-1, 1)
+        return _drawn([p.clamp(-1, 1) for p in pictures])
 
-    def refine(self, samples: Samples) -> Tensor:
-        """Refined pictures ``(n, 3, 256, 256)``, not clipped."""
+    def refine(self, samples: Samples) -> Drawn:
+        """Refined pictures, not clipped."""
         pictures = []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             # One at a time: one face's maps stay in the cache.
@@ -159,8 +171,8 @@ class ContentTask(Task):
                     features = self.encoder(x).features
                 content = self.fusion.encode(x, features, code.to(self.dtype))
                 edited = (code + samples.offsets[i : i + 1].to(self.device)).to(self.dtype)
-                pictures.append(_small(self.fusion(content, edited, [strengths], preview=not self.recipe.full).image))
-        return torch.cat(pictures).float()
+                pictures.append(self.fusion(content, edited, [strengths], preview=not self.recipe.full).image)
+        return _drawn(pictures)
 
     # --- loss -------------------------------------------------------------------------------
 
@@ -171,30 +183,32 @@ class ContentTask(Task):
         if recipe.pairs:
             part = share.part(0, recipe.pairs)
             samples, wanted = self.sampler.pairs(part)
-            terms.append(self._likeness(part, samples, lambda: self.draw(wanted), "pair_", figures))
+            terms.append(self._likeness(part, samples, wanted, "pair_", figures))
         if recipe.edited:
             part = share.part(recipe.pairs, recipe.pairs + recipe.edited)
             terms.append(self._edited(part, self.sampler.edited(part), figures))
         if recipe.pairs + recipe.edited < share.total:
             part = share.part(recipe.pairs + recipe.edited, share.total)
-            samples = self.sampler.unedited(part)
-            terms.append(self._likeness(part, samples, lambda: samples.photos, "", figures))
+            terms.append(self._likeness(part, self.sampler.unedited(part), None, "", figures))
         return sum(terms), figures
 
     def _likeness(
-        self, share: Share, samples: Samples, wanted: Callable[[], Tensor], prefix: str, figures: dict[str, Tensor | float]
+        self, share: Share, samples: Samples, wanted: Tensor | None, prefix: str, figures: dict[str, Tensor | float]
     ) -> Tensor:
-        """L2, LPIPS and identity to the picture that is wanted; of pairs what the classifiers see, too."""
-        names = ["l2", "lpips"] + ["id"] * (self.identity is not None)
-        names += ["cls", "turn"] * (self.classifiers is not None and bool(prefix))
+        """To the pictures of codes that are wanted, or None for the photographs: L2, LPIPS, identity, grain; of
+        pairs what the classifiers see, too."""
+        judged = self.classifiers is not None and wanted is not None
+        names = ["l2", "lpips", "grain"] + ["id"] * (self.identity is not None) + ["cls", "turn"] * judged
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
-            pictures, target = self.refine(samples), wanted()
+            (pictures, grain), drawn = self.refine(samples), self.draw(samples.codes if wanted is None else wanted)
+            target = samples.photos if wanted is None else drawn.pictures
             with torch.no_grad():
                 features = self.lpips.features(target)
-            found["l2"] = (pictures - target).square().mean((1, 2, 3)).float()
+            found["l2"] = (pictures - target).square().mean((1, 2, 3))
             found["lpips"] = self.lpips.distance(self.lpips.features(pictures), features).float()
-            if self.classifiers is not None and prefix:
+            found["grain"] = F.relu(grain - drawn.grain).mean(1)
+            if judged:
                 with torch.no_grad():
                     goal = self.classifiers(target)
                 logits = self.classifiers(pictures)
@@ -203,18 +217,19 @@ class ContentTask(Task):
             if self.identity is not None:
                 with torch.no_grad():
                     person = self.identity.describe(target)
-                found["id"] = 1 - (self.identity.describe(pictures.float()) * person).sum(1).float()
+                found["id"] = 1 - (self.identity.describe(pictures) * person).sum(1).float()
         return self._weighed(share, found, prefix, figures)
 
     def _edited(self, share: Share, samples: Samples, figures: dict[str, Tensor | float]) -> Tensor:
-        """``L_align`` (equation 8) and ``L_cls``; in the published recipe all of equation 11."""
+        """``L_align`` (equation 8), ``L_cls``, ``L_turn`` and grain; in the published recipe equation 11."""
         judged = [] if self.classifiers is None else ["cls"] if self.recipe.published else ["cls", "turn"]
-        names = ["align", *judged] + ["l2"] * self.recipe.published
+        names = ["align", "l2" if self.recipe.published else "grain", *judged]
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
-            x, refined = samples.photos, self.refine(samples)
-            before, after = self.draw(samples.codes), self.draw(samples.codes + samples.offsets)
-            found["align"] = ((after - before) - (refined - x)).square().mean((1, 2, 3)).float()
+            x, (refined, grain) = samples.photos, self.refine(samples)
+            before, drawn = self.draw(samples.codes).pictures, self.draw(samples.codes + samples.offsets)
+            after = drawn.pictures
+            found["align"] = ((after - before) - (refined - x)).square().mean((1, 2, 3))
             if self.classifiers is not None and self.recipe.published:
                 found["cls"] = self._labels_missed(self.classifiers(refined), samples.strengths)
             elif self.classifiers is not None:
@@ -224,7 +239,9 @@ class ContentTask(Task):
                 found["cls"] = ((logits - (z + z_after - z_before)) / self.spread).square().mean(1)
                 found["turn"] = self._short_of(z_after, logits, samples.strengths)
             if self.recipe.published:
-                found["l2"] = (refined - x).square().mean((1, 2, 3)).float()
+                found["l2"] = (refined - x).square().mean((1, 2, 3))
+            else:
+                found["grain"] = F.relu(grain - drawn.grain).mean(1)
         return self._weighed(share, found, "edit_", figures)
 
     def _short_of(self, goal: Tensor, logits: Tensor, strengths: list[dict[str, float]]) -> Tensor:
@@ -276,7 +293,7 @@ class ContentTask(Task):
         psnr, lpips = [], []
         for rows in torch.arange(n).split(8):
             samples = self._shown(rows.tolist(), {})
-            pictures = self.refine(samples).clamp(-1, 1)
+            pictures = self.refine(samples).pictures.clamp(-1, 1)
             psnr.append(-10 * ((pictures - samples.photos).square().mean((1, 2, 3)) / 4).log10())
             lpips.append(self.lpips.distance(self.lpips.features(pictures), self.lpips.features(samples.photos)))
         figures = {"psnr": torch.cat(psnr).mean().item(), "lpips": torch.cat(lpips).mean().item()}
@@ -289,7 +306,8 @@ class ContentTask(Task):
 
     def _kept(self, name: str, rows: Sequence[int]) -> float:
         samples = self._shown(rows, {name: 1.0})
-        pictures = (samples.photos, self.refine(samples), self.draw(samples.codes), self.draw(samples.codes + samples.offsets))
+        drawn = (self.refine(samples), self.draw(samples.codes), self.draw(samples.codes + samples.offsets))
+        pictures = (samples.photos, *(each.pictures for each in drawn))
         score = [ATTRIBUTES[name].score(self.classifiers(p), self.classifiers.names).mean() for p in pictures]
         return ((score[1] - score[0]) / (score[3] - score[2])).item()
 
@@ -297,18 +315,28 @@ class ContentTask(Task):
         """Four held-out photographs: as they are, inverted, refined; then attributes by style and refined."""
         rows = range(min(4, len(self.held_out.codes)))
         plain = self._shown(rows, {})
-        columns = [plain.photos, self.draw(plain.codes), self.refine(plain)]
+        columns = [plain.photos, self.draw(plain.codes).pictures, self.refine(plain).pictures]
         for name in self.sampler.names[:5]:
             samples = self._shown(rows, {name: 1.0})
-            columns += [self.draw(samples.codes + samples.offsets), self.refine(samples)]
+            columns += [self.draw(samples.codes + samples.offsets).pictures, self.refine(samples).pictures]
         return torch.stack([F.avg_pool2d(c.float().clamp(-1, 1), 2) for c in columns], 1)
 
 
-def _small(pictures: Tensor) -> Tensor:
-    """Pictures at 256 px."""
-    if pictures.shape[-1] == SIDE:
-        return pictures
-    return F.interpolate(pictures, (SIDE, SIDE), mode="area")
+def _drawn(pictures: Sequence[Tensor]) -> Drawn:
+    """Whole pictures or previews, one a sample, as the loss looks at them."""
+    small = [p.float() if p.shape[-1] == SIDE else F.interpolate(p.float(), (SIDE, SIDE), mode="area") for p in pictures]
+    return Drawn(torch.cat(small), torch.cat([_grain(p.float()) for p in pictures]))
+
+
+def _grain(picture: Tensor) -> Tensor:
+    """Mean size of what is finer than 256 px, octave by octave, in each cell of 16 x 16: ``(1, octaves * 256)``."""
+    octaves = [picture.new_zeros(1, 1, 16, 16)]
+    while picture.shape[-1] > SIDE:
+        coarse = F.avg_pool2d(picture, 2)
+        fine = (picture - coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)).abs()
+        octaves.append(F.adaptive_avg_pool2d(fine.mean(1, keepdim=True), 16))
+        picture = coarse
+    return torch.cat(octaves[1:] or octaves, 1).flatten(1)
 
 
 @torch.no_grad()

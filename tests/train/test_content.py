@@ -16,7 +16,7 @@ from faceedit.models import fusion as fusion_module
 from faceedit.models.fusion import FusionGenerator
 from faceedit.train import content as module
 from faceedit.train import content_samples
-from faceedit.train.content import ContentRecipe, ContentTask, measure_scales
+from faceedit.train.content import ContentRecipe, ContentTask, Drawn, _drawn, measure_scales
 from faceedit.train.content_samples import Pairs, Photographs, Sampler
 from faceedit.train.style_faces import Classifiers
 from faceedit.train.trainer import Share, Trainer
@@ -144,16 +144,33 @@ def test_two_runs_with_one_seed_agree(tmp_path):
     assert any(not torch.equal(a[k], start[k]) for k in a)
 
 
+def as_drawn(pictures):
+    return Drawn(pictures, torch.zeros(len(pictures), 256))
+
+
+def test_stripes_finer_than_the_losses_see_are_held_by_the_grain():
+    smooth = torch.linspace(-1, 1, 16).repeat_interleave(64).expand(1, 3, 1024, 1024)
+    stripes = torch.tensor([0.1, -0.1]).repeat(512)[:, None].expand(1024, 1024)
+    for period, octave in ((1, 0), (2, 1)):
+        fine = stripes.repeat_interleave(period, 0)[:1024]
+        plain, striped = _drawn([smooth]), _drawn([smooth + fine])
+        torch.testing.assert_close(striped.pictures, plain.pictures, atol=1e-4, rtol=0)
+        excess = (striped.grain - plain.grain).unflatten(1, (2, 16, 16))
+        torch.testing.assert_close(excess[:, octave], torch.full((1, 16, 16), 0.1), atol=0.01, rtol=0)
+        assert excess[:, 1 - octave].abs().max() < 0.01
+    assert _drawn([smooth[..., :256, :256]]).grain.abs().max() == 0
+
+
 def test_a_refined_picture_that_moves_as_the_generators_costs_nothing(tmp_path, monkeypatch):
     task = make_task(tmp_path, lambda_align=3.0, lambda_cls=0.0)
     share = Share(0, 0, range(2), 2)
     samples = task.sampler.edited(share)
-    moved = task.draw(samples.codes + samples.offsets) - task.draw(samples.codes)
+    moved = task.draw(samples.codes + samples.offsets).pictures - task.draw(samples.codes).pictures
     figures = {}
-    monkeypatch.setattr(task, "refine", lambda samples: samples.photos + moved)
+    monkeypatch.setattr(task, "refine", lambda samples: as_drawn(samples.photos + moved))
     assert task._edited(share, samples, figures) < 1e-9
     assert figures["edit_cls"] < 1e-6, "the banded classifier is linear: its output moved as far"
-    monkeypatch.setattr(task, "refine", lambda samples: samples.photos)  # the edit undone
+    monkeypatch.setattr(task, "refine", lambda samples: as_drawn(samples.photos))  # the edit undone
     loss = task._edited(share, samples, figures)
     torch.testing.assert_close(loss, 3 * moved.square().mean())
     assert figures["edit_cls"] > 1e-6
@@ -163,9 +180,9 @@ def test_the_published_loss_by_hand(tmp_path, monkeypatch):
     task = make_task(tmp_path, **PUBLISHED, lambda_l2=0.01, lambda_cls=10.0, lambda_align=1.0)
     samples = task.sampler.edited(Share(0, 0, range(2), 2))
     refined = samples.photos * 0.5
-    monkeypatch.setattr(task, "refine", lambda samples: refined)
+    monkeypatch.setattr(task, "refine", lambda samples: as_drawn(refined))
     loss, _ = task.loss(Share(0, 0, range(2), 2))  # draws the same samples
-    moved = task.draw(samples.codes + samples.offsets) - task.draw(samples.codes)
+    moved = task.draw(samples.codes + samples.offsets).pictures - task.draw(samples.codes).pictures
     outputs = {"smile": ("Smiling", 1), "age": ("Young", -1)}
     crosses = []
     for row, strengths in zip(task.classifiers(refined), samples.strengths, strict=True):
@@ -192,8 +209,8 @@ def test_an_untrained_branch_refines_to_the_generators_own_picture_and_keeps_its
     task = make_task(tmp_path)
     samples = task.sampler.edited(Share(0, 0, range(2), 2))
     with torch.no_grad():
-        refined = task.refine(samples)
-        torch.testing.assert_close(refined.clamp(-1, 1), task.draw(samples.codes + samples.offsets))
+        refined = task.refine(samples).pictures
+        torch.testing.assert_close(refined.clamp(-1, 1), task.draw(samples.codes + samples.offsets).pictures)
         assert task.sample_grid().shape == (2, 3 + 2 * 2, 3, SIDE // 2, SIDE // 2)
 
 
