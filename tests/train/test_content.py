@@ -149,16 +149,17 @@ def as_drawn(pictures):
 
 
 def test_stripes_finer_than_the_losses_see_are_held_by_the_grain():
-    smooth = torch.linspace(-1, 1, 16).repeat_interleave(64).expand(1, 3, 1024, 1024)
-    stripes = torch.tensor([0.1, -0.1]).repeat(512)[:, None].expand(1024, 1024)
+    size = 4 * SIDE
+    smooth = torch.linspace(-1, 1, 16).repeat_interleave(size // 16).expand(1, 3, size, size)
+    stripes = torch.tensor([0.1, -0.1]).repeat(size // 2)[:, None].expand(size, size)
     for period, octave in ((1, 0), (2, 1)):
-        fine = stripes.repeat_interleave(period, 0)[:1024]
+        fine = stripes.repeat_interleave(period, 0)[:size]
         plain, striped = _drawn([smooth]), _drawn([smooth + fine])
         torch.testing.assert_close(striped.pictures, plain.pictures, atol=1e-4, rtol=0)
         excess = (striped.grain - plain.grain).unflatten(1, (2, 16, 16))
         torch.testing.assert_close(excess[:, octave], torch.full((1, 16, 16), 0.1), atol=0.01, rtol=0)
         assert excess[:, 1 - octave].abs().max() < 0.01
-    assert _drawn([smooth[..., :256, :256]]).grain.abs().max() == 0
+    assert _drawn([smooth[..., :SIDE, :SIDE]]).grain.abs().max() == 0
 
 
 def test_a_refined_picture_that_moves_as_the_generators_costs_nothing(tmp_path, monkeypatch):
