@@ -561,7 +561,7 @@ def test_an_explanation_shows_each_step_of_a_refined_edit(tmp_path, monkeypatch,
         tile = why[:256, 256 * i : 256 * (i + 1)]
         scale = 256 // step.shape[-1]
         wanted = (step.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).numpy()
-        assert np.array_equal(tile[::scale, ::scale], wanted)
+        assert np.abs(tile[::scale, ::scale].astype(int) - wanted).max() <= 1  # rounding
     assert main([*command, "--no-refine", "-o", "b.png"]) == 0
     assert np.array_equal(np.asarray(Image.open("b.png")), editor.edit(crop, smile=1.0, aligned=True, refine=False))
     assert main(["sweep", "crop.png", "smile=1", "--aligned", "--no-refine", "-o", "s.png", "--checkpoint", "tiny"]) == 0
