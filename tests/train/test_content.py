@@ -177,6 +177,18 @@ def test_a_refined_picture_that_moves_as_the_generators_costs_nothing(tmp_path, 
     assert figures["edit_cls"] > 1e-6
 
 
+def test_only_a_score_that_falls_short_is_paid_for(tmp_path):
+    task = make_task(tmp_path)
+    goal, found = torch.zeros(3, len(NAMES)), torch.zeros(3, len(NAMES))
+    smiling, young = NAMES.index("Smiling"), NAMES.index("Young")
+    goal[0, smiling], found[0, smiling] = 3.0, 1.0  # less of a smile than was wanted
+    goal[1, young], found[1, young] = -2.0, -5.0  # older than was wanted: more than enough
+    goal[2, young], found[2, young] = 1.0, -1.0  # not as young
+    short = task._short_of(goal, found, [{"smile": 0.7}, {"age": 1.0}, {"age": -0.5}])
+    torch.testing.assert_close(short, torch.stack([2 / task.score_spread["smile"], torch.zeros(()), 2 / task.score_spread["age"]]))
+    assert task._short_of(goal[:1], found[:1], [{}]) == 0  # an edit without a name
+
+
 def test_the_published_loss_by_hand(tmp_path, monkeypatch):
     task = make_task(tmp_path, **PUBLISHED, lambda_l2=0.01, lambda_cls=10.0, lambda_align=1.0)
     samples = task.sampler.edited(Share(0, 0, range(2), 2))
