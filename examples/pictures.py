@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from faceedit import FaceEditor
+from faceedit.cli.sheet import explain
 from faceedit.results import Inversion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,13 +31,19 @@ def sheet(rows: list[list[tuple[str, Image.Image]]], name: str) -> None:
 
 
 def main() -> None:
-    """Draw both pictures."""
+    """Draw all pictures."""
     editor = FaceEditor.from_pretrained()
     photo = Image.open(ROOT / "examples" / "astronaut.png").convert("RGB")
     inversion = editor.invert(photo)
     edits = {name: -1.0 if name == "smile" else 1.0 for name in SHOWN}  # she smiles already
     row = [(f"{name} {s:+g}", editor.edit(inversion, {name: s})) for name, s in edits.items()]
     sheet([[("photograph", photo), *row]], "astronaut_edits.jpg")
+    # The same figure that `faceedit edit --explain` draws.
+    why = [explain(editor.edit(inversion, {name: 1.0}, explain=True, return_result=True), SIDE) for name in ("beard", "age")]
+    paper = Image.new("RGB", (why[0].width, sum(part.height for part in why)))
+    for i, part in enumerate(why):
+        paper.paste(part, (0, i * part.height))
+    paper.save(ROOT / "docs" / "images" / "explained.jpg", quality=90)
 
     rows = []
     for code in editor.generator.sample(4, truncation=0.7, seed=21):
