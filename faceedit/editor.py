@@ -533,7 +533,8 @@ class FaceEditor:
                 one generator pass a face.
             strengths: Attribute to strength; 1.0 is one clearly visible step, -1.0 its mirror.
             faces, aligned, landmarks, landmark_predictor, steps, progress: As for `invert`.
-            preview: Use the generator's quarter-size early exit: several times faster, softer.
+            preview: Use the generator's quarter-size early exit: several times faster, softer, and with
+                refining rougher in colour, for content maps are learned on the full pass.
             refine: Let the content branch carry the photograph's own detail through the edit (section
                 3.2 of the paper); without it, or in a checkpoint that has none, the style branch edits
                 alone.
