@@ -176,13 +176,14 @@ class ContentBranch(nn.Module):
         return torch.einsum("bk,klc->blc", torch.tensor(weights).to(known), known)
 
     def encode(
-        self, photo: Tensor, seen: Tensor, features: Sequence[Tensor], unedited: Sequence[Tensor]
+        self, photo: Tensor, seen: Tensor | None, features: Sequence[Tensor], unedited: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor | None]]:
         """Content maps of a photograph, once for many edits.
 
         Args:
             photo: ``(B, 3, P, P)`` in [-1, 1], as the encoder sees it.
-            seen: ``(B, 3, P, P)`` in [-1, 1], the generator's picture of the photograph's code.
+            seen: ``(B, 3, P, P)`` in [-1, 1], the generator's picture of the photograph's code; only
+                read with ``follow``.
             features: The encoder's, finest first.
             unedited: The generator's maps of that code, one for each of ``levels``.
 

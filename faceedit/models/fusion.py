@@ -100,10 +100,11 @@ class FusionGenerator(nn.Module):
             projections of the generator's unedited map.
         """
         unedited = self.generator.features(latents, self.levels[-1])
-        if seen is None:
+        # The published branch does not look at the generator's picture: none is drawn for it.
+        if seen is None and self.content.follow:
             seen = self.generator.preview(latents, start=unedited)
         at_levels = [unedited[level] for level in self.levels]
-        found = self.content.encode(photo, _like(seen, photo), features, at_levels)
+        found = self.content.encode(photo, None if seen is None else _like(seen, photo), features, at_levels)
         queries = [m.query(x) for m, x in zip(self.maps, at_levels)] or [None] * len(found)
         return tuple(torch.cat([part for part in (*pair, q) if part is not None], 1) for pair, q in zip(found, queries))
 
