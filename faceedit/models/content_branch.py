@@ -82,7 +82,7 @@ class ContentLevel(nn.Module):
         return x + self.encode2(F.leaky_relu(self.encode1(F.leaky_relu(x, 0.2)), 0.2)), beside
 
     def forward(self, content: Tensor, beside: Tensor | None, features: Tensor, row: Tensor) -> Tensor:
-        """``f_i^cnt`` of an edit (equation 5).
+        """``f_i^cnt`` of an edit (equation 5); with ``follow`` its difference to ``f_i^sty``.
 
         Args:
             content, beside: From :meth:`encode`.
@@ -97,8 +97,7 @@ class ContentLevel(nn.Module):
             x = x + self.difference(self._projected(features) - beside)
         x = F.leaky_relu(x, 0.2)
         x = F.leaky_relu(x + self.adapt(x), 0.2)
-        x = F.conv2d(x, self.leave.weight * self.scale[:, None, None, None], self.leave.bias * self.scale)
-        return features + x if self.follow else x
+        return F.conv2d(x, self.leave.weight * self.scale[:, None, None, None], self.leave.bias * self.scale)
 
 
 class ContentBranch(nn.Module):

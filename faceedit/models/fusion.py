@@ -52,8 +52,8 @@ class FusionGenerator(nn.Module):
         generator: Generator,
         encoder: Encoder,
         attributes: Sequence[str],
-        levels: Sequence[int] = (4, 5),
-        widths: Sequence[int] = (128, 48),
+        levels: Sequence[int] = (4, 5, 6),
+        widths: Sequence[int] = (128, 48, 16),
         dim: int = 32,
         relevance_dim: int = 16,
         follow: bool = True,
@@ -146,10 +146,11 @@ class FusionGenerator(nn.Module):
             parts = content[i].split([n for n in (extractor.width, extractor.dim, self._query_dim(i)) if n], 1)
             mine = extractor(parts[0], parts[1] if extractor.dim else None, features, rows[:, i])
             if not self.maps:
-                return mine
+                return features + mine if extractor.follow else mine
             m = self.maps[i](parts[-1], edited[level])
             relevance.append(m)
-            return features + m * (mine - features)
+            # In one pass over the map, of which the finest levels have tens of megabytes.
+            return torch.addcmul(features, m, mine) if extractor.follow else torch.lerp(features, mine, m)
 
         # Up to the first fused level both branches are one: what was drawn for the maps is used again.
         first = self.levels[0]

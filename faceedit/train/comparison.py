@@ -82,8 +82,8 @@ def compare(made: Tensor, wanted: Tensor, networks: Networks) -> dict[str, NDArr
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
-def outside(made: Tensor, inputs: Tensor, before: Tensor, after: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """PSNR to the input where the generator's own edit changed nothing.
+def outside(made: Tensor, inputs: Tensor, before: Tensor, after: Tensor) -> dict[str, NDArray[np.float64]]:
+    """What an edit does to the picture where the generator's own edit changed nothing.
 
     A pixel counts where the absolute difference of `before` and `after`, the largest of its channels,
     blurred as `faceedit.blend.change_mask` does, is below `CHANGED`.
@@ -95,13 +95,19 @@ def outside(made: Tensor, inputs: Tensor, before: Tensor, after: Tensor) -> tupl
         after: G(w + d).
 
     Returns:
-        PSNR in dB ``(N,)``, NaN where no pixel counts; and the share of pixels that count ``(N,)``.
+        Of each face ``(N,)``: "PSNR" to the photograph in dB; "colour", how far the mean colour has moved, the mean
+        of its channels' absolute changes on [0, 1]; "pixels", the share that counts. PSNR and colour are NaN where no pixel does.
     """
     still = torch.stack([change_mask(a, b)[0, 0] < CHANGED for a, b in zip(before, after)]).double()
-    squared = (made - inputs).double().square().mean(1)
-    count = still.sum((1, 2)).numpy()
-    error = np.divide((squared * still).sum((1, 2)).numpy(), count, out=np.full(len(count), math.nan), where=count > 0)
-    return metrics.psnr(error), count / still[0].numel()
+    difference = (made - inputs).double() * still[:, None]
+    # A mean of no pixels is NaN.
+    count = still.sum((1, 2))
+    squared, moved = (x.sum((-2, -1)) / count[:, None] for x in (difference.square(), difference))
+    return {
+        "PSNR": metrics.psnr(squared.mean(1).numpy()),
+        "colour": moved.abs().mean(1).numpy(),
+        "pixels": (count / still[0].numel()).numpy(),
+    }
 
 
 def turned(
@@ -148,7 +154,7 @@ def measure(faces: Branches, names: Sequence[str], networks: Networks) -> dict[s
     Returns:
         ``reconstruction``: branch to figures; ``editing``: attribute, or "mean" of all, to branch to
         figures against the truth; ``turned``: see :func:`turned`; ``outside``: local attribute, or "mean", to
-        branch to "PSNR" and "pixels", the share of pixels that counted. Every figure is an `Estimate`.
+        branch to the figures of :func:`outside`. Every figure is an `Estimate`.
     """
 
     def logits(pictures: Tensor) -> Tensor:
@@ -177,11 +183,12 @@ def measure(faces: Branches, names: Sequence[str], networks: Networks) -> dict[s
             name: outside(faces.made[branch, name], faces.inputs, faces.made[STYLE, UNEDITED], faces.made[STYLE, name])
             for name in local
         }
-        for name, (psnr, pixels) in still.items():
-            around[name][branch] = {"PSNR": _known(psnr), "pixels": metrics.mean(pixels)}
+        for name, each in still.items():
+            around[name][branch] = {figure: _known(values) for figure, values in each.items()}
         if local:
-            psnr, pixels = (_mean_of_attributes(values) for values in zip(*still.values()))
-            around["mean"][branch] = {"PSNR": _known(psnr), "pixels": metrics.mean(pixels)}
+            around["mean"][branch] = {
+                figure: _known(_mean_of_attributes([still[name][figure] for name in local])) for figure in still[local[0]]
+            }
     outputs = networks.judge.names
     return {
         "faces": len(faces.inputs),

@@ -29,6 +29,7 @@ Pictures are the 256 px preview, or with ``full`` whole passes reduced to 256 px
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,9 @@ class ContentRecipe(TrainRecipe):
     lpips: Path  # LPIPS AlexNet weights
     identity: Path | None = None  # face identity network; none leaves L_id out
     classifiers: tuple[Path, ...] = ()  # attribute classifiers; none leaves L_cls out
-    init: Path | None = None  # content.safetensors of another run to start from
-    levels: tuple[int, ...] = (4, 5)  # generator levels that are fused: 64 and 128 px
-    widths: tuple[int, ...] = (128, 48)  # channels of each level's content map
+    init: Path | None = None  # content.safetensors of another run to start from; it may lack the last levels
+    levels: tuple[int, ...] = (4, 5, 6)  # generator levels that are fused: 64, 128 and 256 px
+    widths: tuple[int, ...] = (128, 48, 16)  # channels of each level's content map
     follow: bool = True  # content maps start from the style branch's; without it the published extractor
     relevance: bool = True  # without it all is content: for the ablation
     full: bool = False  # whole passes in place of previews
@@ -348,6 +349,24 @@ def measure_scales(fusion: FusionGenerator, latents: Tensor) -> None:
         extractor.scale.copy_(values.std(1).clamp_min(1e-4))
 
 
+def start_from(fusion: FusionGenerator, tensors: dict[str, Tensor]) -> None:
+    """Take over the weights of another run. Its levels may be the first of the fused ones: the others stay as they are.
+
+    Raises:
+        CheckpointError: Its levels, widths or attributes are others. Nothing is changed.
+    """
+    wanted, tensors = fusion.state_dict(), dict(tensors)
+    known = len({key.split(".")[2] for key in tensors if key.startswith("content.extractors.")})
+    for key, value in wanted.items():
+        level = re.match(r"(?:content\.extractors|content\.carry|maps)\.(\d+)\.", key)
+        # The first of `carry` is the second level's.
+        if level and int(level[1]) + key.startswith("content.carry.") >= known > 0:
+            tensors.setdefault(key, value)
+        elif key.startswith("content.directions.") and key in tensors and tensors[key].shape[1:] == value.shape[1:]:
+            tensors[key] = torch.cat((tensors[key].to(value), value[len(tensors[key]) :]))
+    hub.load_module(fusion, tensors, advice="It must be of the same levels, widths and attributes.")
+
+
 def build(recipe: ContentRecipe, device: torch.device) -> ContentTask:
     """The task of a recipe: networks loaded, faces drawn and inverted."""
     mapper = load_generator(recipe.generator)
@@ -371,10 +390,9 @@ def build(recipe: ContentRecipe, device: torch.device) -> ContentTask:
     fusion = FusionGenerator(
         generator, encoder, directions.names, recipe.levels, recipe.widths, follow=recipe.follow, relevance=recipe.relevance
     ).to(device, memory_format=torch.channels_last)
+    measure_scales(fusion, codes[:32])
     if recipe.init:
-        hub.load_module(fusion, read_tensors(recipe.init), advice="It must be of the same levels, widths and attributes.")
-    else:
-        measure_scales(fusion, codes[:32])
+        start_from(fusion, read_tensors(recipe.init))
     sampler = Sampler(
         photographs, pairs, directions, (recipe.strength_low, recipe.strength_high), recipe.any_edit, recipe.morph
     )

@@ -161,7 +161,7 @@ def _tile(picture: Tensor) -> Tensor:
 
 # --- what is printed and drawn ------------------------------------------------------------------
 
-_DIGITS = {"PSNR": 2, "SSIM": 3, "LPIPS": 4, "L2": 5, "identity": 3, "turned": 2, "kept": 2, "pixels": 2}
+_DIGITS = {"PSNR": 2, "SSIM": 3, "LPIPS": 4, "L2": 5, "identity": 3, "turned": 2, "kept": 2, "colour": 4, "pixels": 2}
 
 
 def table(title: str, rows: Mapping[str, Mapping[str, Estimate]], columns: Sequence[str]) -> str:
@@ -188,7 +188,7 @@ def tables(found: Mapping[str, Any], truth: str) -> str:
         table("turned by +1", flat("turned"), ("turned", "kept")),
     ]
     if found["outside"]:
-        parts.append(table(f"change below {comparison.CHANGED:g}", flat("outside"), ("PSNR", "pixels")))
+        parts.append(table(f"change below {comparison.CHANGED:g}", flat("outside"), ("PSNR", "colour", "pixels")))
     return "\n\n".join(parts)
 
 

@@ -68,13 +68,13 @@ def test_maps_have_the_levels_sizes_and_channels(follow):
         assert module.extractors[i](content, beside, unedited[i], rows[:, i]).shape == unedited[i].shape
 
 
-def test_an_untrained_level_that_follows_gives_back_the_style_branchs_map():
+def test_an_untrained_level_that_follows_adds_nothing_to_the_style_branchs_map():
     module = branch()
     photo, seen, features, unedited = inputs()
     edited = [x + 1 for x in unedited]
     for i, (content, beside) in enumerate(module.encode(photo, seen, features, unedited)):
         found = module.extractors[i](content, beside, edited[i], module.direction([{}])[:, i])
-        assert torch.equal(found, edited[i])
+        assert torch.equal(found, torch.zeros_like(edited[i]))
 
 
 def test_the_published_level_reads_the_encoders_map_and_the_row_alone():

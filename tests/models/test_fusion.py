@@ -81,7 +81,7 @@ def test_equation_7_by_an_independent_walk_over_the_levels(world, name):
         if level not in fusion.levels:
             return f_sty
         i = fusion.levels.index(level)
-        f_cnt = fusion.content.extractors[i](*maps[i], f_sty, rows[None, i])
+        f_cnt = f_sty + fusion.content.extractors[i](*maps[i], f_sty, rows[None, i])
         m = fusion.maps[i](fusion.maps[i].query(unedited[level]), style[level])
         relevance.append(m)
         return (1 - m) * f_sty + m * f_cnt

@@ -62,13 +62,18 @@ def test_outside_an_edit_only_what_it_left_alone_counts():
     after[1] += 0.1
     inputs, made = before.clone(), before + 0.01
     made[0, :, :, :64] = 0  # must not count
-    psnr, pixels = outside(made, inputs, before, after)
+    psnr, colour, pixels = outside(made, inputs, before, after).values()
     assert psnr[0] == pytest.approx(40, abs=0.01) and np.isnan(psnr[1])
+    assert colour[0] == pytest.approx(0.01, abs=1e-6) and np.isnan(colour[1])
     # The blurred difference ends a few pixels to the right of the edit.
     assert 0.42 < pixels[0] < 0.5 and pixels[1] == 0
     after[0, 1, :, :64] = 0.5 + comparison.CHANGED / 2
     made[0, :, :, :64] = before[0, :, :, :64]
-    psnr, pixels = outside(made, inputs, before, after)
+    psnr, colour, pixels = outside(made, inputs, before, after).values()
+    assert colour[0] == pytest.approx(0.005, abs=1e-6)
+    # Noise without a mean is no change of colour.
+    noisy = inputs + torch.where(torch.arange(128) % 2 == 0, 0.1, -0.1)
+    assert outside(noisy, inputs, before, after)["colour"][0] == pytest.approx(0, abs=1e-6)
     assert pixels[0] == 1 and psnr[0] == pytest.approx(40 + 10 * np.log10(2), abs=0.01)
 
 

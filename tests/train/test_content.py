@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from tiny_editor import make_editor, make_stylegan2_editor
 from tiny_psp import frozen, make_photos
 
-from faceedit.errors import ConfigError
+from faceedit.errors import CheckpointError, ConfigError
 from faceedit.models import fusion as fusion_module
 from faceedit.models.fusion import FusionGenerator
 from faceedit.train import content as module
 from faceedit.train import content_samples
-from faceedit.train.content import ContentRecipe, ContentTask, Drawn, _drawn, measure_scales
+from faceedit.train.content import ContentRecipe, ContentTask, Drawn, _drawn, measure_scales, start_from
 from faceedit.train.content_samples import Pairs, Photographs, Sampler
 from faceedit.train.style_faces import Classifiers
 from faceedit.train.trainer import Share, Trainer
@@ -249,3 +249,35 @@ def test_the_unit_of_a_channel_is_its_deviation_over_faces(tmp_path):
 def test_recipes_that_cannot_be_are_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(make_recipe(tmp_path), **changes)
+
+
+def test_a_run_starts_from_one_whose_levels_are_its_first(tmp_path):
+    old = nudged(make_task(tmp_path, levels=(1,), widths=(8,))).fusion
+    new, plain = make_task(tmp_path).fusion, make_task(tmp_path).fusion.state_dict()
+    torch.nn.init.normal_(old.maps[0].query.weight)
+    start_from(new, old.state_dict())
+    before, after = old.state_dict(), new.state_dict()
+    for key, value in after.items():
+        if key.startswith("content.directions."):
+            assert torch.equal(value[:1], before[key]) and torch.equal(value[1:], plain[key][1:])
+        else:
+            assert torch.equal(value, before.get(key, plain[key])), key
+    assert not torch.equal(after["maps.0.query.weight"], plain["maps.0.query.weight"])
+    # The level that is new adds nothing yet: both draw the same.
+    task = make_task(tmp_path)
+    samples = task._shown([0], {})
+    with torch.no_grad():
+        x = F.interpolate(samples.photos, (old.content.photo_size,) * 2)
+        features, latents = task.encoder(x).features, samples.codes
+        pictures = [f(f.encode(x, features, latents), latents, [{}]).image for f in (old, new)]
+    torch.testing.assert_close(*pictures)
+
+
+@pytest.mark.parametrize("settings", [{"levels": (1, 2, 3), "widths": (8, 6, 4)}, {"levels": (1,), "widths": (6,)}, None])
+def test_a_run_does_not_start_from_weights_that_do_not_fit(tmp_path, settings):
+    given = make_task(tmp_path, **settings).fusion.state_dict() if settings else {}
+    fusion = make_task(tmp_path).fusion
+    before = {key: value.clone() for key, value in fusion.state_dict().items()}
+    with pytest.raises(CheckpointError, match="same levels, widths and attributes"):
+        start_from(fusion, given)
+    assert all(torch.equal(value, before[key]) for key, value in fusion.state_dict().items())
