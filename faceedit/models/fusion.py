@@ -134,7 +134,9 @@ class FusionGenerator(nn.Module):
         Returns:
             Picture and relevance maps.
         """
-        edited = self.generator.features(latents, self.levels[-1])
+        # An early exit does not get to the finest levels.
+        last = min(self.levels[-1], max(self.levels[0], self.generator.preview_level)) if preview else self.levels[-1]
+        edited = self.generator.features(latents, last)
         rows = self.content.direction(strengths).to(latents.dtype)
         relevance: list[Tensor] = []
 

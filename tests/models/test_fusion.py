@@ -106,6 +106,24 @@ def test_an_untrained_branch_leaves_every_picture_as_it_is(world, name):
     assert torch.equal(fusion(content, edited, [STRENGTHS, {}], preview=True).image, generator.preview(edited))
 
 
+@pytest.mark.parametrize("name", [WORLDS[0], WORLDS[3]])
+def test_a_preview_draws_no_level_beyond_its_exit(world, name, monkeypatch):
+    world = world(name)
+    generator, _ = world
+    finest = len(generator.level_sizes) - 1
+    levels = (generator.preview_level, finest)
+    assert levels[0] < finest
+    fusion = make_fusion(world, levels=levels)
+    edited, content = codes(world, seed=1), encode(fusion, world, codes(world))
+    lasts, features = [], generator.features
+    monkeypatch.setattr(generator, "features", lambda latents, last: lasts.append(last) or features(latents, last))
+    found, whole = (fusion(content, edited, [STRENGTHS], preview=preview) for preview in (True, False))
+    assert lasts == [generator.preview_level, finest]
+    assert len(found.relevance) == 1 and len(whole.relevance) == 2
+    torch.testing.assert_close(found.relevance[0], whole.relevance[0])
+    assert not torch.equal(found.image, generator.preview(edited)), "content is seen"
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_published_variant_on_all_levels(world, name):
     world = world(name)
