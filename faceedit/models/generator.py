@@ -27,7 +27,8 @@ class Generator(nn.Module, ABC):
     """A StyleGAN-like generator seen as a mapping network and a stack of levels.
 
     Level ``i`` works at ``level_sizes[i]`` pixels with ``level_channels[i]`` channels and reads the
-    rows ``style_rows(i)`` of W+. Previews walk through levels 0 to ``preview_level``. Parameters are frozen: training moves codes and other networks.
+    rows ``style_rows(i)`` of W+. Previews walk through levels 0 to ``preview_level``.
+    Parameters are frozen: training moves codes and other networks.
     """
 
     resolution: int
