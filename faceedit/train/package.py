@@ -58,7 +58,8 @@ def load_fusion(run: Path, editor: FaceEditor) -> tuple[FusionGenerator, FusionC
     recipe = json.loads((run / "recipe.json").read_text())
     options = {name: recipe[name] for name in ("levels", "widths", "follow", "relevance")}
     start = "content.directions."
-    attributes = tuple(name.removeprefix(start) for name in tensors if name.startswith(start))
+    # Sorted, for a file keeps its tensors in no order of ours.
+    attributes = tuple(sorted(name.removeprefix(start) for name in tensors if name.startswith(start)))
     fusion = FusionGenerator(editor.generator, editor.encoder, attributes, **options)
     load_module(fusion, tensors, advice="The run must be of this generator and encoder.")
     return fusion, FusionConfig(attributes, options)

@@ -49,7 +49,7 @@ def test_a_run_of_the_content_stage_is_packaged_as_it_was_trained(tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(plain(recipe)))
 
     fusion, config = load_fusion(tmp_path, editor)
-    assert set(config.attributes) == {"smile", "beard"}
+    assert config.attributes == ("beard", "smile")
     assert fusion.levels == (1, 2) and not len(fusion.maps)
     again = FusionGenerator(editor.generator, editor.encoder, config.attributes, **config.options)
     for name, value in again.state_dict().items():
