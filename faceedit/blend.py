@@ -4,7 +4,9 @@ The generator never gives a photograph back exactly, even refined. So its pictur
 after the edit are compared: where they agree the photograph stays, where they differ a little
 their difference is added to it, and where they differ much the edited picture replaces it, in the
 photograph's own colours. Around the face, where a generated silhouette need not be the
-photograph's, an edit shows only as far as the generator's picture is like the photograph.
+photograph's, an edit shows only as far as the generator's picture is like the photograph. A refined
+picture always is, and there the style branch's own picture says whether the edit was one of this
+photograph: hair that goes, or a collar that comes, where the two are unlike would leave a ghost.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["change_mask", "compose"]
+__all__ = ["agreement", "change_mask", "compose"]
 
 _SIDE = 256  # masks and colours are smooth: they are worked out at this size
 _SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, and shows fully
 _REPLACE = (0.06, 0.16)  # local difference from which the crop's own detail goes, and is gone
 _TRUST = (0.10, 0.28)  # local difference of photograph and reconstruction: believed, no longer
-_FACE = (0.5, 0.57, 0.27, 0.36)  # centre and half axes of the face's oval in an FFHQ crop
+_UNLIKE = (0.06, 0.18)  # local difference of photograph and style branch: not to be trusted with strong changes
+_STRONG = (0.20, 0.35)  # local difference of an edit: recolours, redraws
+_FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of the face's oval in an FFHQ crop
 
 
 def _small(x: Tensor) -> Tensor:
@@ -52,24 +56,48 @@ def change_mask(before: Tensor, after: Tensor) -> Tensor:
     return _blur(difference, 3)
 
 
-def _trust(crop: Tensor, before: Tensor) -> Tensor:
-    """Where an edit is believed, ``(1, 1, s, s)``: in the face's oval, and where the two agree."""
-    unlike = _blur(_small((crop - before)[None]), 3).abs().amax(1, keepdim=True)
-    agree = 1 - _smoothstep(_blur(F.max_pool2d(unlike, 9, 1, 4), 3), *_TRUST)
+def _difference(photo: Tensor, drawn: Tensor) -> Tensor:
+    """Of blurred pictures ``(B, 3, S, S)``, the largest of the channels' absolute differences: ``(B, 1, s, s)``."""
+    return _blur(_small(photo - drawn), 3).abs().amax(1, keepdim=True)
+
+
+def agreement(photo: Tensor, drawn: Tensor) -> Tensor:
+    """Where generated pictures are like the photographs, so that their edits are the photographs' as well.
+
+    Args:
+        photo: ``(B, 3, S, S)`` in [0, 1].
+        drawn: ``(B, 3, S, S)`` in [0, 1].
+
+    Returns:
+        ``(B, 1, min(S, 256), min(S, 256))`` in [0, 1]: 1 where the two agree.
+    """
+    unlike = F.max_pool2d(_difference(photo, drawn), 9, 1, 4)
+    return 1 - _smoothstep(_blur(unlike, 3), *_TRUST)
+
+
+def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None) -> Tensor:
+    """Where an edit is believed, ``(1, 1, s, s)``: in the face's oval, and where pictures and photograph agree."""
+    agree = agreement(crop[None], before[None])
     size = agree.shape[-1]
+    if drawn is not None:
+        small = F.interpolate(drawn[None], (size, size), mode="bilinear", align_corners=False)
+        ghost = _smoothstep(_difference(_small(crop[None]), small), *_UNLIKE) * _smoothstep(change, *_STRONG)
+        agree = agree * (1 - _blur(F.max_pool2d(ghost, 25, 1, 12), 5))
     position = (torch.arange(size) + 0.5) / size
     x, y, half_width, half_height = _FACE
     distance = torch.hypot((position[None, :] - x) / half_width, (position[:, None] - y) / half_height)
     return torch.maximum(agree, 1 - _smoothstep(distance, 0.9, 1.15))
 
 
-def compose(crop: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+def compose(crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The edited crop.
 
     Args:
         crop: ``(3, S, S)`` in [0, 1], the photograph's aligned face.
         before: ``(3, S, S)`` in [0, 1], the generator's picture of it.
         after: ``(3, S, S)`` in [0, 1], the generator's picture after the edit.
+        drawn: ``(3, P, P)`` in [0, 1], what the style branch alone makes of the photograph, for pictures that are
+            refined; None for those that are not, or where it is not known.
 
     Returns:
         The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
@@ -82,7 +110,7 @@ def compose(crop: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor
 
     change = change_mask(before, after)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    shown = _blur(F.max_pool2d(_smoothstep(change, *_SHOW), 9, 1, 4), 3) * _trust(crop, before)
+    shown = _blur(F.max_pool2d(_smoothstep(change, *_SHOW), 9, 1, 4), 3) * _trust(crop, before, change, drawn)
     replaced = _blur(F.max_pool2d(_smoothstep(change, *_REPLACE), 7, 1, 3), 2)
     missing = (crop - before)[None]
     detail = missing[0] - full(_blur(_small(missing), 6))

@@ -430,13 +430,14 @@ class FaceEditor:
         pictures: list[Tensor | None] = [None] * len(faces)
         if reconstruct:
             pictures = [
-                self._render(code[None])[0] if not content else self._render_fused(content, code, {}).image
-                for code, content in zip(latents, contents)
+                self._render(code[None])[0] if not maps else self._render_fused(maps, code, {}).image
+                for code, (maps, _) in zip(latents, contents)
             ]
         return [
             Inversion(
                 latents=latents[i].cpu(),
-                features=contents[i],
+                features=contents[i][0],
+                drawn=contents[i][1],
                 crop=targets[i],
                 reconstruction=pictures[i],
                 frame=frame,
@@ -480,20 +481,22 @@ class FaceEditor:
         draw = self._generator.preview if preview else self._generator
         # On a CPU one face at a time is faster: its feature maps stay in the cache.
         chunk = 1 if self.device.type == "cpu" else 8
-        pictures = [draw(part) for part in latents.to(self.device, self.dtype).split(chunk)]
-        return torch.cat([((p.float() + 1) / 2).clamp(0, 1).cpu() for p in pictures])
+        return torch.cat([_picture(draw(part)) for part in latents.to(self.device, self.dtype).split(chunk)])
 
     @torch.no_grad()
-    def _content(self, inputs: Tensor, features: Sequence[Tensor], latents: Tensor) -> list[tuple[Tensor, ...]]:
-        """What edits need of each face for refining, float32 on the CPU; nothing without a content branch."""
+    def _content(
+        self, inputs: Tensor, features: Sequence[Tensor], latents: Tensor
+    ) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """What edits need of each face for refining, float32 on the CPU: maps, and the style branch's picture
+        ``(3, P, P)`` in [0, 1]; nothing without a content branch."""
         if self._fusion is None:
-            return [()] * len(inputs)
+            return [((), None)] * len(inputs)
         photos, codes = self._encoder.resized(inputs), latents.to(self.device, self.dtype)
         found = []
         for i in range(len(inputs)):  # one face at a time bounds the memory
             one = slice(i, i + 1)
-            maps = self._fusion.encode(photos[one], [level[one] for level in features], codes[one])
-            found.append(tuple(level[0].float().cpu() for level in maps))
+            maps, drawn = self._fusion.encode(photos[one], [level[one] for level in features], codes[one])
+            found.append((tuple(level[0].float().cpu() for level in maps), None if drawn is None else _picture(drawn)[0]))
         return found
 
     @torch.no_grad()
@@ -503,7 +506,7 @@ class FaceEditor:
         """One code ``(n_styles, 512)`` to its refined picture ``(3, S, S)`` in [0, 1] and relevance maps ``(S_i, S_i)``."""
         maps = [level[None].to(self.device, self.dtype) for level in content]
         image, relevance = self._fusion(maps, latents[None].to(self.device, self.dtype), [strengths], preview)
-        return _Fused(((image[0].float() + 1) / 2).clamp(0, 1).cpu(), tuple(m[0, 0].float().cpu() for m in relevance))
+        return _Fused(_picture(image)[0], tuple(m[0, 0].float().cpu() for m in relevance))
 
     # --- editing ----------------------------------------------------------------------------
 
@@ -658,7 +661,7 @@ class FaceEditor:
             before = draw(inversion.latents, {}).image
         after = draw(latents, strengths) if edits else _Fused(before, ())
         original = before if inversion.crop is None else _at(inversion.crop, before.shape[-1])
-        output, mask = compose(original, before, after.image)
+        output, mask = compose(original, before, after.image, inversion.drawn if refine else None)
         styled = None if refine else after.image
         if refine and explain:
             styled = self._render(latents[None], preview)[0]
@@ -666,6 +669,11 @@ class FaceEditor:
             crop=original, output=output, edited=styled, refined=after.image if refine else None, reconstruction=before,
             mask=mask, relevance=after.relevance, frame=inversion.frame, latents=latents, strengths=strengths,
         )  # fmt: skip
+
+
+def _picture(drawn: Tensor) -> Tensor:
+    """What a generator draws, as pictures in [0, 1], float32 on the CPU."""
+    return ((drawn.float() + 1) / 2).clamp(0, 1).cpu()
 
 
 def _inversions(image: object) -> list[Inversion] | None:

@@ -31,6 +31,8 @@ class Inversion:
         latents: float32 (n_styles, style_dim), the code in W+.
         features: what the content branch keeps of the photograph: maps (channels, S, S), one for each
             level of the generator that is fused, coarsest first; empty without a content branch.
+        drawn: float32 (3,P,P) in [0,1], the code as the style branch alone draws it, small: where it is unlike the
+            photograph, less of a refined edit is believed. None without a content branch.
         crop: float32 (3,S,S) in [0,1], the aligned face as it was; None if it was not kept.
         reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it, refined if
             there is a content branch; None if it was not made.
@@ -43,6 +45,7 @@ class Inversion:
 
     latents: Tensor
     features: tuple[Tensor, ...] = ()
+    drawn: Tensor | None = None
     crop: Tensor | None = None
     reconstruction: Tensor | None = None
     frame: CropFrame | None = None
@@ -64,7 +67,7 @@ class Inversion:
             OutputExistsError: something is at `path` and `overwrite` is false.
             UsageError: `path` is a folder, or its folder does not exist.
         """
-        tensors = {name: getattr(self, name) for name in ("latents", "crop", "reconstruction")}
+        tensors = {name: getattr(self, name) for name in ("latents", "drawn", "crop", "reconstruction")}
         tensors.update({f"features.{level}": map_ for level, map_ in enumerate(self.features)})
         if self.frame is not None:
             frame = [*self.frame.center, *self.frame.x_axis]
@@ -114,6 +117,7 @@ class Inversion:
         return cls(
             latents=tensors["latents"],
             features=tuple(tensors[f"features.{level}"] for level in range(levels)),
+            drawn=tensors.get("drawn"),
             crop=tensors.get("crop"),
             reconstruction=tensors.get("reconstruction"),
             frame=frame,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from faceedit.blend import change_mask, compose
+from faceedit.blend import agreement, change_mask, compose
 
 
 def smooth(size, seed):
@@ -74,6 +74,50 @@ def test_a_strong_change_replaces_the_detail_and_keeps_the_colours(size):
     core, far = square(size, wider=-0.1), ~square(size, wider=0.25)
     torch.testing.assert_close(edited[:, core], (after + light)[:, core], rtol=0, atol=0.02)
     assert torch.equal(edited[:, far], crop[:, far])
+
+
+def stripe(size):
+    """A part of the tests' pictures outside the face's oval: the right edge, an eighth of the side wide."""
+    where = torch.zeros(size, size, dtype=torch.bool)
+    where[:, -size // 8 :] = True
+    return where
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_a_strong_edit_of_what_is_not_the_photographs_is_not_shown(size):
+    crop, where = smooth(size, 0), stripe(size)
+    after = crop + 0.4 * where
+    believed, _ = compose(crop, crop, after, crop)
+    assert torch.equal(believed, compose(crop, crop, after)[0]), "the style branch drew the photograph"
+    outer = torch.arange(size) >= size - size // 16
+    assert (believed - crop)[..., outer].mean() > 0.25
+    unlike = F.interpolate((crop + 0.3 * where)[None], (64, 64), mode="area")[0]
+    kept, mask = compose(crop, crop, after, unlike)
+    assert torch.equal(kept[..., outer], crop[..., outer]) and not mask[:, outer].any()
+    assert (kept - crop).abs().max() < 0.015, "the edit's rim, where it is blurred"
+
+
+def test_where_the_style_branch_is_unlike_the_photograph_a_recolouring_is_still_shown():
+    crop, where = smooth(256, 0), stripe(256)
+    after = crop + 0.12 * where
+    assert torch.equal(*(compose(crop, crop, after, drawn)[0] for drawn in (None, crop + 0.3 * where)))
+
+
+def test_within_the_face_every_edit_is_shown():
+    crop, where = smooth(256, 0), square(256)
+    after = crop + 0.4 * where
+    assert torch.equal(*(compose(crop, crop, after, drawn)[0][:, where] for drawn in (None, crop + 0.3 * where)))
+
+
+def test_pictures_agree_where_they_are_alike():
+    photo = torch.stack([smooth(256, 0), smooth(256, 1)])
+    drawn = photo.clone()
+    drawn[1] = drawn[1] + 0.3 * stripe(256)
+    found = agreement(photo, drawn)
+    assert found.shape == (2, 1, 256, 256)
+    assert torch.equal(found[0], torch.ones(1, 256, 256))
+    assert not found[1, 0][:, -28:].any() and (found[1, 0, :, :208] == 1).all()
+    assert agreement(photo[:, :, :64, :64], drawn[:, :, :64, :64]).shape == (2, 1, 64, 64)
 
 
 def test_the_result_is_a_picture():

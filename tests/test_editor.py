@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_editor import DIM, RANGES, ROWS, SIZE, make_editor, make_stylegan2_editor, photo
 
 from faceedit import EditResult, FaceEditor, Inversion, faces
+from faceedit import editor as editor_module
 from faceedit.config import AttributeInfo
 from faceedit.crop import CropFrame, frame_from_landmarks
 from faceedit.directions import Directions
@@ -260,6 +261,18 @@ def test_refined_pictures_are_those_of_the_fusion_generator(refining, found):
     torch.testing.assert_close(face.reconstruction, ((unedited.image[0] + 1) / 2).clamp(0, 1))
     assert torch.equal(inversion.reconstruction, face.reconstruction)
     assert not torch.allclose(face.edited, face.refined, atol=1e-3)
+
+
+def test_a_refined_edit_is_held_to_what_the_style_branch_draws(refining, editor, found, monkeypatch):
+    inversion = refining.invert(photo())
+    torch.testing.assert_close(inversion.drawn, editor.edit(photo(), preview=True, return_result=True).faces[0].reconstruction)
+    assert editor.invert(photo()).drawn is None
+    given = []
+    compose = editor_module.compose
+    monkeypatch.setattr(editor_module, "compose", lambda *args: given.append(args[3]) or compose(*args))
+    refining.edit(inversion, smile=1.0)
+    refining.edit(inversion, smile=1.0, refine=False)
+    assert given[0] is inversion.drawn and given[1] is None
 
 
 def test_without_refining_the_style_branch_edits_as_if_there_were_no_other(refining, editor, found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
 from faceedit.models.relevance_map import RelevanceMap
 
-__all__ = ["ATTENTION_SIZE", "FusionGenerator", "FusionOutput"]
+__all__ = ["ATTENTION_SIZE", "FusionContent", "FusionGenerator", "FusionOutput"]
 
 ATTENTION_SIZE = 32
 """Largest map whose relevance is literal attention; larger ones are compared position by position."""
@@ -25,6 +26,20 @@ class FusionOutput(NamedTuple):
 
     image: Tensor
     relevance: tuple[Tensor, ...]
+
+
+class FusionContent(NamedTuple):
+    """What edits need of a photograph.
+
+    Attributes:
+        maps: For each fused level, coarsest first, ``(B, C, S, S)``: the content map and the projections of the
+            generator's unedited map that its edits are compared with.
+        drawn: ``(B, 3, P, P)``, the generator's preview of the code, nominally in [-1, 1]; None for a branch
+            that does not look at it.
+    """
+
+    maps: tuple[Tensor, ...]
+    drawn: Tensor | None
 
 
 class FusionGenerator(nn.Module):
@@ -42,9 +57,12 @@ class FusionGenerator(nn.Module):
         relevance_dim: Channels of the relevance maps' projections.
         follow: See :class:`faceedit.models.content_branch.ContentLevel`.
         relevance: Without it all is content: ``m = 1`` everywhere (for the ablation).
+        compared: How many levels, from the coarsest, have a relevance map of their own. Finer ones take the last
+            of them, enlarged: a map of their own would need the style branch drawn up to them. None: all.
 
     Raises:
-        ConfigError: The generator has no such levels, or there is not one width for each.
+        ConfigError: The generator has no such levels, there is not one width for each, or `compared` is not between
+            1 and their number.
     """
 
     def __init__(
@@ -58,6 +76,7 @@ class FusionGenerator(nn.Module):
         relevance_dim: int = 16,
         follow: bool = True,
         relevance: bool = True,
+        compared: int | None = None,
     ) -> None:
         super().__init__()
         self.attach(generator)
@@ -68,6 +87,9 @@ class FusionGenerator(nn.Module):
                 f"Fused levels {self.levels} must rise, within the generator's 0 to {count - 1}, and widths "
                 f"{tuple(widths)} give one number for each."
             )
+        compared = len(levels) if compared is None else compared
+        if not 1 <= compared <= len(levels):
+            raise ConfigError(f"compared ({compared}) must be between 1 and the number of fused levels, {len(levels)}.")
         sizes, channels = ([table[level] for level in levels] for table in (generator.level_sizes, generator.level_channels))
         self.content = ContentBranch(
             levels, sizes, channels, encoder.feature_sizes, encoder.feature_channels, encoder.input_size, attributes,
@@ -75,7 +97,7 @@ class FusionGenerator(nn.Module):
         )  # fmt: skip
         self.maps = nn.ModuleList(
             RelevanceMap(n, relevance_dim, "attention" if size <= ATTENTION_SIZE else "pointwise")
-            for n, size in zip(channels, sizes, strict=True)
+            for n, size in zip(channels[:compared], sizes)
             if relevance
         )
 
@@ -84,29 +106,22 @@ class FusionGenerator(nn.Module):
         # Past nn.Module's bookkeeping: the generator has its own place in a checkpoint.
         self.__dict__["generator"] = generator
 
-    def encode(
-        self, photo: Tensor, features: Sequence[Tensor], latents: Tensor, seen: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
+    def encode(self, photo: Tensor, features: Sequence[Tensor], latents: Tensor) -> FusionContent:
         """All that edits of a photograph need of it, made once.
 
         Args:
             photo: ``(B, 3, P, P)`` in [-1, 1], as the encoder sees it.
             features: The encoder's 2-D features of it, finest first.
             latents: ``(B, n_styles, 512)``, its code.
-            seen: ``(B, 3, P, P)``, the generator's preview of the code, if it is there already.
-
-        Returns:
-            For each fused level, coarsest first, one map ``(B, C, S, S)``: the content map and the
-            projections of the generator's unedited map.
         """
         unedited = self.generator.features(latents, self.levels[-1])
         # The published branch does not look at the generator's picture: none is drawn for it.
-        if seen is None and self.content.follow:
-            seen = self.generator.preview(latents, start=unedited)
+        drawn = self.generator.preview(latents, start=unedited) if self.content.follow else None
         at_levels = [unedited[level] for level in self.levels]
-        found = self.content.encode(photo, None if seen is None else _like(seen, photo), features, at_levels)
-        queries = [m.query(x) for m, x in zip(self.maps, at_levels)] or [None] * len(found)
-        return tuple(torch.cat([part for part in (*pair, q) if part is not None], 1) for pair, q in zip(found, queries))
+        found = self.content.encode(photo, None if drawn is None else _like(drawn, photo), features, at_levels)
+        queries = [m.query(x) for m, x in zip(self.maps, at_levels)]
+        parts = zip_longest(found, queries)
+        return FusionContent(tuple(torch.cat([part for part in (*pair, q) if part is not None], 1) for pair, q in parts), drawn)
 
     def takes(self, content: Sequence[Tensor]) -> bool:
         """Whether these could be the maps of one picture, without batch axis, that :meth:`encode` made."""
@@ -126,7 +141,7 @@ class FusionGenerator(nn.Module):
         """The refined picture of an edit.
 
         Args:
-            content: From :meth:`encode`.
+            content: The maps of :meth:`encode`.
             latents: ``(B, n_styles, 512)``, the edited code.
             strengths: Attribute to strength, for each sample.
             preview: Draw the generator's early exit.
@@ -134,8 +149,10 @@ class FusionGenerator(nn.Module):
         Returns:
             Picture and relevance maps.
         """
-        # An early exit does not get to the finest levels.
-        last = min(self.levels[-1], max(self.levels[0], self.generator.preview_level)) if preview else self.levels[-1]
+        # No further than maps are compared; an early exit does not get to the finest of them.
+        last = self.levels[max(len(self.maps), 1) - 1]
+        if preview:
+            last = min(last, max(self.levels[0], self.generator.preview_level))
         edited = self.generator.features(latents, last)
         rows = self.content.direction(strengths).to(latents.dtype)
         relevance: list[Tensor] = []
@@ -149,7 +166,10 @@ class FusionGenerator(nn.Module):
             mine = extractor(parts[0], parts[1] if extractor.dim else None, features, rows[:, i])
             if not self.maps:
                 return features + mine if extractor.follow else mine
-            m = self.maps[i](parts[-1], edited[level])
+            if i < len(self.maps):
+                m = self.maps[i](parts[-1], edited[level])
+            else:
+                m = nn.functional.interpolate(relevance[-1], features.shape[-2:], mode="bilinear", align_corners=False)
             relevance.append(m)
             # In one pass over the map, of which the finest levels have tens of megabytes.
             return torch.addcmul(features, m, mine) if extractor.follow else torch.lerp(features, mine, m)
@@ -162,12 +182,12 @@ class FusionGenerator(nn.Module):
         return FusionOutput(self.generator.synthesize(latents, fuse, start).image, tuple(relevance))
 
     def _query_dim(self, i: int) -> int:
-        return self.maps[i].dim if self.maps else 0
+        return self.maps[i].dim if i < len(self.maps) else 0
 
 
-def _like(seen: Tensor, photo: Tensor) -> Tensor:
+def _like(drawn: Tensor, photo: Tensor) -> Tensor:
     """The generator's picture at the photograph's size, within its range."""
-    seen = seen.clamp(-1, 1)
-    if seen.shape[-1] == photo.shape[-1]:
-        return seen
-    return nn.functional.interpolate(seen, photo.shape[-2:], mode="bilinear", align_corners=False)
+    drawn = drawn.clamp(-1, 1)
+    if drawn.shape[-1] == photo.shape[-1]:
+        return drawn
+    return nn.functional.interpolate(drawn, photo.shape[-2:], mode="bilinear", align_corners=False)

@@ -13,7 +13,7 @@ A batch mixes three kinds of samples, all with a code ``w`` that is not quite th
   towards another face, so that the content has to carry what the code lacks. A part of the edits are
   steps towards other faces, so that the branch follows any edit and not its own attributes' alone;
 - photographs, edited: no truth is known. ``L_align`` (equation 8) holds what the edit did in the
-  generator, and ``L_cls`` holds how far it moved the classifiers' outputs, so that a refined picture
+  generator, where the generator's picture is like the photograph, and ``L_cls`` holds how far it moved the classifiers' outputs, so that a refined picture
   does not quietly undo its edit. ``L_turn`` is one-sided: the attribute should show no less than in the
   style branch's picture, or in the true one of a pair.
 
@@ -42,6 +42,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from faceedit import hub
+from faceedit.blend import agreement
 from faceedit.directions import Directions
 from faceedit.errors import ConfigError, DataError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
@@ -76,6 +77,7 @@ class ContentRecipe(TrainRecipe):
     widths: tuple[int, ...] = (128, 48, 16)  # channels of each level's content map
     follow: bool = True  # content maps start from the style branch's; without it the published extractor
     relevance: bool = True  # without it all is content: for the ablation
+    compared: Count | None = None  # levels with a relevance map of their own, from the coarsest; none given, all
     full: bool = False  # whole passes in place of previews
     generated: Count = 1500  # generated faces, rendered and inverted once
     held_out: Count = 64  # photographs kept for figures, the last of the file
@@ -170,7 +172,7 @@ class ContentTask(Task):
                 code = samples.codes[i : i + 1].to(self.device)
                 with torch.no_grad():
                     features = self.encoder(x).features
-                content = self.fusion.encode(x, features, code.to(self.dtype))
+                content = self.fusion.encode(x, features, code.to(self.dtype)).maps
                 edited = (code + samples.offsets[i : i + 1].to(self.device)).to(self.dtype)
                 pictures.append(self.fusion(content, edited, [strengths], preview=not self.recipe.full).image)
         return _drawn(pictures)
@@ -230,7 +232,11 @@ class ContentTask(Task):
             x, (refined, grain) = samples.photos, self.refine(samples)
             before, drawn = self.draw(samples.codes).pictures, self.draw(samples.codes + samples.offsets)
             after = drawn.pictures
-            found["align"] = ((after - before) - (refined - x)).square().mean((1, 2, 3))
+            align = ((after - before) - (refined - x)).square()
+            if not self.recipe.published:
+                # Where the generator's picture is not the photograph's, its change added to the photograph is a ghost.
+                align = align * agreement((x.float() + 1) / 2, (before + 1) / 2)
+            found["align"] = align.mean((1, 2, 3))
             if self.classifiers is not None and self.recipe.published:
                 found["cls"] = self._labels_missed(self.classifiers(refined), samples.strengths)
             elif self.classifiers is not None:
@@ -351,11 +357,13 @@ def measure_scales(fusion: FusionGenerator, latents: Tensor) -> None:
 
 def start_from(fusion: FusionGenerator, tensors: dict[str, Tensor]) -> None:
     """Take over the weights of another run. Its levels may be the first of the fused ones: the others stay as they are.
+    Relevance maps that there is no place for are left out.
 
     Raises:
         CheckpointError: Its levels, widths or attributes are others. Nothing is changed.
     """
-    wanted, tensors = fusion.state_dict(), dict(tensors)
+    wanted = fusion.state_dict()
+    tensors = {key: value for key, value in tensors.items() if not key.startswith("maps.") or key in wanted}
     known = len({key.split(".")[2] for key in tensors if key.startswith("content.extractors.")})
     for key, value in wanted.items():
         level = re.match(r"(?:content\.extractors|content\.carry|maps)\.(\d+)\.", key)
@@ -388,7 +396,8 @@ def build(recipe: ContentRecipe, device: torch.device) -> ContentTask:
     pairs = Pairs(pictures, codes, invert_crops(encoder, generator, pictures, recipe.out / "generated.safetensors", margin=False))
 
     fusion = FusionGenerator(
-        generator, encoder, directions.names, recipe.levels, recipe.widths, follow=recipe.follow, relevance=recipe.relevance
+        generator, encoder, directions.names, recipe.levels, recipe.widths, follow=recipe.follow,
+        relevance=recipe.relevance, compared=recipe.compared,
     ).to(device, memory_format=torch.channels_last)
     measure_scales(fusion, codes[:32])
     if recipe.init:

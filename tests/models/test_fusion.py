@@ -56,7 +56,7 @@ def photos(n=1, seed=0):
 
 def encode(fusion, world, code, n=1):
     x = photos(n)
-    return fusion.encode(x, world[1](x).features, code)
+    return fusion.encode(x, world[1](x).features, code).maps
 
 
 STRENGTHS = {"smile": 1.0}
@@ -184,14 +184,43 @@ def test_an_unedited_code_is_content_and_an_edit_lowers_the_map_where_features_m
     assert edited.mean() < same.mean() - 0.1
 
 
-def test_a_picture_that_was_drawn_already_is_taken(world):
+def test_what_the_style_branch_draws_comes_with_the_maps(world):
     world = world()
     fusion, code, x = make_fusion(world), codes(world), photos()
     features = world[1](x).features
-    drawn = fusion.encode(x, features, code, world[0].preview(code))
-    for ours, theirs in zip(drawn, fusion.encode(x, features, code), strict=True):
+    torch.testing.assert_close(fusion.encode(x, features, code).drawn, world[0].preview(code))
+    assert make_fusion(world, follow=False).encode(x, features, code).drawn is None
+
+
+@pytest.mark.parametrize("name", [WORLDS[0], WORLDS[3]])
+def test_levels_that_do_not_compare_take_the_last_map_enlarged(world, name, monkeypatch):
+    world = world(name)
+    generator, _ = world
+    fusion, all_compare = make_fusion(world, (1, 2, 3), compared=2), make_fusion(world, (1, 2, 3))
+    fusion.load_state_dict({key: value for key, value in all_compare.state_dict().items() if not key.startswith("maps.2.")})
+    edited, content = codes(world, seed=1), encode(fusion, world, codes(world))
+    assert fusion.takes([each[0] for each in content])
+    lasts, features = [], generator.features
+    monkeypatch.setattr(generator, "features", lambda latents, last: lasts.append(last) or features(latents, last))
+    found = fusion(content, edited, [STRENGTHS])
+    assert lasts == [2], "the style branch is drawn no further than maps are compared"
+    whole = all_compare(encode(all_compare, world, codes(world)), edited, [STRENGTHS])
+    for ours, theirs in zip(found.relevance[:2], whole.relevance):
         torch.testing.assert_close(ours, theirs)
-    assert not torch.allclose(fusion.encode(x, features, code, -x)[0], drawn[0])
+    size = (generator.level_sizes[3],) * 2
+    enlarged = torch.nn.functional.interpolate(found.relevance[1], size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found.relevance[2], enlarged)
+    # With that map in place of its own, a branch that compares everywhere draws the same.
+    all_compare.maps[2].forward = lambda query, edited: enlarged
+    same = all_compare(encode(all_compare, world, codes(world)), edited, [STRENGTHS]).image
+    torch.testing.assert_close(found.image, same, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found.image, whole.image, atol=1e-3)
+
+
+@pytest.mark.parametrize("compared", [0, 3])
+def test_no_more_levels_compare_than_are_fused(world, compared):
+    with pytest.raises(ConfigError, match="compared"):
+        make_fusion(world(), compared=compared)
 
 
 def test_the_generator_is_no_part_of_the_state_and_can_be_changed(world):
@@ -217,8 +246,8 @@ def test_all_of_it_runs_in_bfloat16(world, name):
     exact, half = make_fusion((generator, encoder)), make_fusion(small).bfloat16()
     code, edited, x = codes(small), codes(small, seed=1), photos()
     features = encoder(x).features
-    image = exact(exact.encode(x, features, code), edited, [STRENGTHS]).image
-    content = half.encode(x.bfloat16(), [f.bfloat16() for f in features], code.bfloat16())
+    image = exact(exact.encode(x, features, code).maps, edited, [STRENGTHS]).image
+    content = half.encode(x.bfloat16(), [f.bfloat16() for f in features], code.bfloat16()).maps
     found = half(content, edited.bfloat16(), [STRENGTHS])
     assert found.image.dtype == torch.bfloat16 and {part.dtype for part in content} == {torch.bfloat16}
     assert (found.image.float() - image).square().mean().sqrt() < 0.1 * image.std()

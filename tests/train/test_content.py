@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny_editor import make_editor, make_stylegan2_editor
 from tiny_psp import frozen, make_photos
 
+from faceedit.blend import agreement
 from faceedit.errors import CheckpointError, ConfigError
 from faceedit.models import fusion as fusion_module
 from faceedit.models.fusion import FusionGenerator
@@ -66,7 +67,7 @@ def make_task(out, stylegan2=False, **settings):
     torch.manual_seed(2)
     fusion = FusionGenerator(
         generator, encoder, sampler.names, recipe.levels, recipe.widths, 5, 6, follow=recipe.follow,
-        relevance=recipe.relevance,
+        relevance=recipe.relevance, compared=recipe.compared,
     )  # fmt: skip
     measure_scales(fusion, codes)
     lpips, arcface = frozen()
@@ -166,7 +167,9 @@ def test_a_refined_picture_that_moves_as_the_generators_costs_nothing(tmp_path, 
     task = make_task(tmp_path, lambda_align=3.0, lambda_cls=0.0)
     share = Share(0, 0, range(2), 2)
     samples = task.sampler.edited(share)
-    moved = task.draw(samples.codes + samples.offsets).pictures - task.draw(samples.codes).pictures
+    before = task.draw(samples.codes).pictures
+    moved = task.draw(samples.codes + samples.offsets).pictures - before
+    samples = samples._replace(photos=before)  # which the generator's picture is like everywhere
     figures = {}
     monkeypatch.setattr(task, "refine", lambda samples: as_drawn(samples.photos + moved))
     assert task._edited(share, samples, figures) < 1e-9
@@ -175,6 +178,23 @@ def test_a_refined_picture_that_moves_as_the_generators_costs_nothing(tmp_path, 
     loss = task._edited(share, samples, figures)
     torch.testing.assert_close(loss, 3 * moved.square().mean())
     assert figures["edit_cls"] > 1e-6
+
+
+def test_where_the_generators_picture_is_another_its_changes_are_not_wanted(tmp_path, monkeypatch):
+    task = make_task(tmp_path, lambda_align=3.0, lambda_cls=0.0)
+    share = Share(0, 0, range(2), 2)
+    samples = task.sampler.edited(share)
+    before = task.draw(samples.codes).pictures
+    moved = task.draw(samples.codes + samples.offsets).pictures - before
+    half = before.shape[-1] // 2
+    photos = before.clone()
+    photos[..., half:] = torch.where(before[..., half:] > 0, -1.0, 1.0)
+    samples = samples._replace(photos=photos)
+    monkeypatch.setattr(task, "refine", lambda samples: as_drawn(samples.photos))  # the edit undone
+    loss = task._edited(share, samples, {})
+    weight = agreement((photos + 1) / 2, (before + 1) / 2)
+    assert weight[..., : half // 4].min() > 0.9 and weight[..., -half // 2 :].max() < 0.1
+    torch.testing.assert_close(loss, 3 * (weight * moved.square()).mean())
 
 
 def test_only_a_score_that_falls_short_is_paid_for(tmp_path):
@@ -269,8 +289,16 @@ def test_a_run_starts_from_one_whose_levels_are_its_first(tmp_path):
     with torch.no_grad():
         x = F.interpolate(samples.photos, (old.content.photo_size,) * 2)
         features, latents = task.encoder(x).features, samples.codes
-        pictures = [f(f.encode(x, features, latents), latents, [{}]).image for f in (old, new)]
+        pictures = [f(f.encode(x, features, latents).maps, latents, [{}]).image for f in (old, new)]
     torch.testing.assert_close(*pictures)
+
+
+def test_a_run_starts_from_one_with_more_relevance_maps(tmp_path):
+    old, new = make_task(tmp_path).fusion, make_task(tmp_path, compared=1).fusion
+    torch.nn.init.normal_(old.maps[0].query.weight)
+    start_from(new, old.state_dict())
+    assert not any(key.startswith("maps.1.") for key in new.state_dict())
+    assert all(torch.equal(value, old.state_dict()[key]) for key, value in new.state_dict().items())
 
 
 @pytest.mark.parametrize("settings", [{"levels": (1, 2, 3), "widths": (8, 6, 4)}, {"levels": (1,), "widths": (6,)}, None])
