@@ -6,7 +6,7 @@ their difference is added to it, and where they differ much the edited picture r
 photograph's own colours. Around the face, where a generated silhouette need not be the
 photograph's, an edit shows only as far as the generator's picture is like the photograph. A refined
 picture always is, and there the style branch's own picture says whether the edit was one of this
-photograph: hair that goes, or a collar that comes, where the two are unlike would leave a ghost.
+photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ _SIDE = 256  # masks and colours are smooth: they are worked out at this size
 _SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, and shows fully
 _REPLACE = (0.06, 0.16)  # local difference from which the crop's own detail goes, and is gone
 _TRUST = (0.10, 0.28)  # local difference of photograph and reconstruction: believed, no longer
-_UNLIKE = (0.06, 0.18)  # local difference of photograph and style branch: not to be trusted with strong changes
-_STRONG = (0.20, 0.35)  # local difference of an edit: recolours, redraws
+_GHOST = (0.03, 0.06)  # an edit's local difference times that of photograph and style branch: harmless, a ghost
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of the face's oval in an FFHQ crop
 
 
@@ -81,7 +80,7 @@ def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None) -
     size = agree.shape[-1]
     if drawn is not None:
         small = F.interpolate(drawn[None], (size, size), mode="bilinear", align_corners=False)
-        ghost = _smoothstep(_difference(_small(crop[None]), small), *_UNLIKE) * _smoothstep(change, *_STRONG)
+        ghost = _smoothstep(_difference(_small(crop[None]), small) * change, *_GHOST)
         agree = agree * (1 - _blur(F.max_pool2d(ghost, 25, 1, 12), 5))
     position = (torch.arange(size) + 0.5) / size
     x, y, half_width, half_height = _FACE

@@ -97,10 +97,13 @@ def test_a_strong_edit_of_what_is_not_the_photographs_is_not_shown(size):
     assert (kept - crop).abs().max() < 0.015, "the edit's rim, where it is blurred"
 
 
-def test_where_the_style_branch_is_unlike_the_photograph_a_recolouring_is_still_shown():
+@pytest.mark.parametrize(("edit", "unlike", "shown"), [(0.1, 0.25, True), (0.25, 0.1, True), (0.25, 0.25, False)])
+def test_the_stronger_an_edit_the_more_like_the_photograph_its_generator_must_be(edit, unlike, shown):
     crop, where = smooth(256, 0), stripe(256)
-    after = crop + 0.12 * where
-    assert torch.equal(*(compose(crop, crop, after, drawn)[0] for drawn in (None, crop + 0.3 * where)))
+    after = crop + edit * where
+    believed, held = (compose(crop, crop, after, drawn)[0] for drawn in (None, crop + unlike * where))
+    assert torch.equal(believed, held) == shown
+    assert shown or (held - crop).abs().max() < 0.1 * edit
 
 
 def test_within_the_face_every_edit_is_shown():
