@@ -59,7 +59,7 @@ class CalibrateRecipe:
     identity_bars: dict[str, Fraction] = field(default_factory=dict)  # other bars, by attribute
     least: Fraction = 0.4  # a direction that never turns so many is left out
     top_share: Fraction = 0.97  # that the ends of the tested range turn
-    longest: Positive = 1.25  # the tested range never goes further than this strength, where edits were looked at
+    longest: Positive = 1.5  # the tested range never goes further than this strength, where edits were looked at
     faces: Count = 400  # generated faces to choose those to turn from
     turned: Count = 48  # faces to turn, each way
     fewest: Count = 8  # with fewer that have the attribute, only one way is calibrated

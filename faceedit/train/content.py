@@ -54,6 +54,7 @@ from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight
 from faceedit.train.content_samples import SIDE, Pairs, Photographs, Sampler, Samples
 from faceedit.train.crops import to_unit
 from faceedit.train.identity import IdentityNet, load_identity
+from faceedit.train.metrics import psnr
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.style_faces import Classifiers, invert_crops
 from faceedit.train.synthetic import generated_faces, mixed_latents
@@ -297,13 +298,13 @@ class ContentTask(Task):
         of the style branch's move of an attribute's score is left after refining, the mean over attributes.
         """
         n = len(self.held_out.codes)
-        psnr, lpips = [], []
+        errors, lpips = [], []
         for rows in torch.arange(n).split(8):
             samples = self._shown(rows.tolist(), {})
             pictures = self.refine(samples).pictures.clamp(-1, 1)
-            psnr.append(-10 * ((pictures - samples.photos).square().mean((1, 2, 3)) / 4).log10())
+            errors.append((pictures - samples.photos).square().mean((1, 2, 3)) / 4)
             lpips.append(self.lpips.distance(self.lpips.features(pictures), self.lpips.features(samples.photos)))
-        figures = {"psnr": torch.cat(psnr).mean().item(), "lpips": torch.cat(lpips).mean().item()}
+        figures = {"psnr": float(psnr(torch.cat(errors).cpu()).mean()), "lpips": torch.cat(lpips).mean().item()}
         if self.classifiers is not None:
             figures["kept"] = float(np.mean([self._kept(name, range(min(n, 8))) for name in self._judged()]))
         return figures

@@ -27,6 +27,7 @@ from faceedit import faces
 from faceedit.editor import FaceEditor
 from faceedit.errors import NoFaceError
 from faceedit.results import Inversion
+from faceedit.train.metrics import psnr
 from faceedit.train.perceptual import LPIPS
 
 SIZE = 256
@@ -80,7 +81,7 @@ def reconstruction(editor: FaceEditor, inversions: list[Inversion], lpips: LPIPS
     l2 = (made - truth).square().mean((1, 2, 3))
     with torch.no_grad():
         distance = torch.cat([lpips(a * 2 - 1, b * 2 - 1) for a, b in zip(made.split(4), truth.split(4))])
-    return {"psnr": (-10 * l2.log10()).numpy(), "l2": l2.numpy(), "lpips": distance.numpy()}
+    return {"psnr": psnr(l2), "l2": l2.numpy(), "lpips": distance.numpy()}
 
 
 def nearest(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from faceedit.models.generator import Generator
 from faceedit.train.identity import IdentityNet
+from faceedit.train.metrics import psnr
 from faceedit.train.perceptual import LPIPS
 
 _SIDE = 256  # of a full picture, pooled: what pSp's and e4e's losses see
@@ -84,7 +85,7 @@ class Judges:
                 y = self.render(encode(x.contiguous(memory_format=torch.channels_last)))
                 losses = self.losses(y, x)
             y = y.float().clamp(-1, 1)
-            psnr = -10 * ((y - x).square().mean((1, 2, 3)) / 4).log10().mean()
-            for name, value in {"psnr": psnr, **losses}.items():
+            decibels = psnr((y - x).square().mean((1, 2, 3)).cpu() / 4).mean()
+            for name, value in {"psnr": decibels, **losses}.items():
                 sums[name] = sums.get(name, 0.0) + value.item() * len(x)
         return {name: value / len(targets) for name, value in sums.items()}, torch.stack((x, y))

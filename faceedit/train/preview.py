@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from faceedit.errors import UsageError
 from faceedit.models.mobile_stylegan import MobileStyleGAN
-from faceedit.train.synthetic import mixed_latents
 from faceedit.train.checkpoint import load_generator, save_tensors
+from faceedit.train.metrics import psnr
+from faceedit.train.synthetic import mixed_latents
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def fit(
     with torch.no_grad():
         held = [torch.tensor([i]) for i in range(n, len(latents))]
         error = sum(F.mse_loss(run(i).clamp(-1, 1), targets[i]).item() for i in held) / held_out
-    return -10 * torch.tensor(error / 4).log10().item()
+    return float(psnr(error / 4))
 
 
 def main(argv: list[str]) -> int:

@@ -256,7 +256,7 @@ def test_calibrated_strength_one_turns_the_share(tmp_path):
     lacking = truth < 0
     after = generator.truth(codes + scaled["smile"])[:, 0]
     assert (after[lacking] > 0).float().mean() == pytest.approx(0.8, abs=0.08)
-    assert ranges["smile"][0] == -ranges["smile"][1] and 1 <= ranges["smile"][1] <= 1.25
+    assert ranges["smile"][0] == -ranges["smile"][1] and 1 <= ranges["smile"][1] <= settings.longest
     with pytest.raises(DataError):
         calibrate(generator, classifiers, Anybody(), {"age": useless}, codes, settings)
     kept, _ = calibrate(generator, classifiers, Person(), vectors, codes, dataclasses.replace(settings, identity_local=0.999))
