@@ -13,9 +13,9 @@ A batch mixes three kinds of samples, all with a code ``w`` that is not quite th
   towards another face, so that the content has to carry what the code lacks. A part of the edits are
   steps towards other faces, so that the branch follows any edit and not its own attributes' alone;
 - photographs, edited: no truth is known. ``L_align`` (equation 8) holds what the edit did in the
-  generator, where the generator's picture is like the photograph, and ``L_cls`` holds how far it moved the classifiers' outputs, so that a refined picture
-  does not quietly undo its edit. ``L_turn`` is one-sided: the attribute should show no less than in the
-  style branch's picture, or in the true one of a pair.
+  generator, where the generator's picture is like the photograph, and ``L_cls`` holds how far it moved the
+  classifiers' outputs, so that a refined picture does not quietly undo its edit. ``L_turn`` is one-sided:
+  the attribute should show no less than in the style branch's picture, or in the true one of a pair.
 
 Losses at 256 px do not see what is finer, and a network would draw stripes there for nothing. So all three
 hold the size of that detail, where it is more than in the generator's own picture.
