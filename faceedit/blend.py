@@ -81,7 +81,8 @@ def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None) -
     if drawn is not None:
         small = F.interpolate(drawn[None], (size, size), mode="bilinear", align_corners=False)
         ghost = _smoothstep(_difference(_small(crop[None]), small) * change, *_GHOST)
-        agree = agree * (1 - _blur(F.max_pool2d(ghost, 25, 1, 12), 5))
+        # Wide, for half of a change of hair is worse than none.
+        agree = agree * (1 - _blur(F.max_pool2d(ghost, 49, 1, 24), 8))
     position = (torch.arange(size) + 0.5) / size
     x, y, half_width, half_height = _FACE
     distance = torch.hypot((position[None, :] - x) / half_width, (position[:, None] - y) / half_height)
