@@ -31,9 +31,17 @@ def _small(x: Tensor) -> Tensor:
 
 def _blur(x: Tensor, radius: int) -> Tensor:
     """Three box filters in a row, nearly a Gaussian of deviation ``radius``; borders repeat."""
+    size = 2 * radius + 1
     for _ in range(3):
-        x = F.avg_pool2d(F.pad(x, [radius] * 4, mode="replicate"), 2 * radius + 1, 1)
+        x = F.pad(x, [radius] * 4, mode="replicate")
+        x = F.avg_pool2d(F.avg_pool2d(x, (1, size), 1), (size, 1), 1)
     return x
+
+
+def _widened(x: Tensor, radius: int) -> Tensor:
+    """Largest value in a square of ``2 radius + 1`` around each pixel, by rows and then by columns."""
+    size = 2 * radius + 1
+    return F.max_pool2d(F.max_pool2d(x, (1, size), 1, (0, radius)), (size, 1), 1, (radius, 0))
 
 
 def _smoothstep(x: Tensor, low: float, high: float) -> Tensor:
@@ -70,7 +78,7 @@ def agreement(photo: Tensor, drawn: Tensor) -> Tensor:
     Returns:
         ``(B, 1, min(S, 256), min(S, 256))`` in [0, 1]: 1 where the two agree.
     """
-    unlike = F.max_pool2d(_difference(photo, drawn), 9, 1, 4)
+    unlike = _widened(_difference(photo, drawn), 4)
     return 1 - _smoothstep(_blur(unlike, 3), *_TRUST)
 
 
@@ -82,7 +90,7 @@ def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None) -
         small = F.interpolate(drawn[None], (size, size), mode="bilinear", align_corners=False)
         ghost = _smoothstep(_difference(_small(crop[None]), small) * change, *_GHOST)
         # Wide, for half of a change of hair is worse than none.
-        agree = agree * (1 - _blur(F.max_pool2d(ghost, 49, 1, 24), 8))
+        agree = agree * (1 - _blur(_widened(ghost, 24), 8))
     position = (torch.arange(size) + 0.5) / size
     x, y, half_width, half_height = _FACE
     distance = torch.hypot((position[None, :] - x) / half_width, (position[:, None] - y) / half_height)
@@ -110,8 +118,8 @@ def compose(crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = 
 
     change = change_mask(before, after)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    shown = _blur(F.max_pool2d(_smoothstep(change, *_SHOW), 9, 1, 4), 3) * _trust(crop, before, change, drawn)
-    replaced = _blur(F.max_pool2d(_smoothstep(change, *_REPLACE), 7, 1, 3), 2)
+    shown = _blur(_widened(_smoothstep(change, *_SHOW), 4), 3) * _trust(crop, before, change, drawn)
+    replaced = _blur(_widened(_smoothstep(change, *_REPLACE), 3), 2)
     missing = (crop - before)[None]
     detail = missing[0] - full(_blur(_small(missing), 6))
     edited = crop + full(shown) * (after - before - full(replaced) * detail)
