@@ -27,7 +27,7 @@ from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.encoder import Encoder
 from faceedit.models.frame_net import FrameNet
-from faceedit.models.fusion import FusionGenerator
+from faceedit.models.fusion import FusionContent, FusionGenerator
 from faceedit.models.generator import Generator
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
@@ -436,8 +436,8 @@ class FaceEditor:
         return [
             Inversion(
                 latents=latents[i].cpu(),
-                features=contents[i][0],
-                drawn=contents[i][1],
+                features=contents[i].maps,
+                drawn=contents[i].drawn,
                 crop=targets[i],
                 reconstruction=pictures[i],
                 frame=frame,
@@ -484,19 +484,18 @@ class FaceEditor:
         return torch.cat([_picture(draw(part)) for part in latents.to(self.device, self.dtype).split(chunk)])
 
     @torch.no_grad()
-    def _content(
-        self, inputs: Tensor, features: Sequence[Tensor], latents: Tensor
-    ) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
-        """What edits need of each face for refining, float32 on the CPU: maps, and the style branch's picture
-        ``(3, P, P)`` in [0, 1]; nothing without a content branch."""
+    def _content(self, inputs: Tensor, features: Sequence[Tensor], latents: Tensor) -> list[FusionContent]:
+        """What edits need of each face for refining, without batch axis, float32 on the CPU, pictures in [0, 1];
+        nothing without a content branch."""
         if self._fusion is None:
-            return [((), None)] * len(inputs)
+            return [FusionContent((), None)] * len(inputs)
         photos, codes = self._encoder.resized(inputs), latents.to(self.device, self.dtype)
         found = []
         for i in range(len(inputs)):  # one face at a time bounds the memory
             one = slice(i, i + 1)
             maps, drawn = self._fusion.encode(photos[one], [level[one] for level in features], codes[one])
-            found.append((tuple(level[0].float().cpu() for level in maps), None if drawn is None else _picture(drawn)[0]))
+            maps = tuple(level[0].float().cpu() for level in maps)
+            found.append(FusionContent(maps, None if drawn is None else _picture(drawn)[0]))
         return found
 
     @torch.no_grad()

@@ -236,7 +236,7 @@ class ContentTask(Task):
             align = ((after - before) - (refined - x)).square()
             if not self.recipe.published:
                 # Where the generator's picture is not the photograph's, its change added to the photograph is a ghost.
-                align = align * agreement((x.float() + 1) / 2, (before + 1) / 2)
+                align = align * agreement((x + 1) / 2, (before + 1) / 2)
             found["align"] = align.mean((1, 2, 3))
             if self.classifiers is not None and self.recipe.published:
                 found["cls"] = self._labels_missed(self.classifiers(refined), samples.strengths)

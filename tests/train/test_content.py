@@ -163,13 +163,18 @@ def test_stripes_finer_than_the_losses_see_are_held_by_the_grain():
     assert _drawn([smooth[..., :SIDE, :SIDE]]).grain.abs().max() == 0
 
 
-def test_a_refined_picture_that_moves_as_the_generators_costs_nothing(tmp_path, monkeypatch):
+def aligning(tmp_path):
+    """A task that aligns, a share, its edits of photographs that are the generator's own, and what an edit moves there."""
     task = make_task(tmp_path, lambda_align=3.0, lambda_cls=0.0)
     share = Share(0, 0, range(2), 2)
     samples = task.sampler.edited(share)
     before = task.draw(samples.codes).pictures
     moved = task.draw(samples.codes + samples.offsets).pictures - before
-    samples = samples._replace(photos=before)  # which the generator's picture is like everywhere
+    return task, share, samples._replace(photos=before), moved
+
+
+def test_a_refined_picture_that_moves_as_the_generators_costs_nothing(tmp_path, monkeypatch):
+    task, share, samples, moved = aligning(tmp_path)
     figures = {}
     monkeypatch.setattr(task, "refine", lambda samples: as_drawn(samples.photos + moved))
     assert task._edited(share, samples, figures) < 1e-9
@@ -181,11 +186,8 @@ def test_a_refined_picture_that_moves_as_the_generators_costs_nothing(tmp_path, 
 
 
 def test_where_the_generators_picture_is_another_its_changes_are_not_wanted(tmp_path, monkeypatch):
-    task = make_task(tmp_path, lambda_align=3.0, lambda_cls=0.0)
-    share = Share(0, 0, range(2), 2)
-    samples = task.sampler.edited(share)
-    before = task.draw(samples.codes).pictures
-    moved = task.draw(samples.codes + samples.offsets).pictures - before
+    task, share, samples, moved = aligning(tmp_path)
+    before = samples.photos
     half = before.shape[-1] // 2
     photos = before.clone()
     photos[..., half:] = torch.where(before[..., half:] > 0, -1.0, 1.0)

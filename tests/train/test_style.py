@@ -247,7 +247,7 @@ def test_calibrated_strength_one_turns_the_share(tmp_path):
     useless[0, 11] = 1
     settings = CalibrateRecipe(
         generator=tmp_path, classifiers=(tmp_path,), directions=tmp_path, identity=tmp_path, out=tmp_path, share=0.8,
-        scales=tuple(float(s) for s in range(4, 40, 5)), faces=200, turned=40,
+        scales=tuple(float(s) for s in range(4, 40, 5)), faces=200, turned=40, longest=1.25,
     )
     vectors = {"smile": direction, "age": useless}
     scaled, ranges = calibrate(generator, classifiers, Anybody(), vectors, codes, settings)
@@ -256,7 +256,7 @@ def test_calibrated_strength_one_turns_the_share(tmp_path):
     lacking = truth < 0
     after = generator.truth(codes + scaled["smile"])[:, 0]
     assert (after[lacking] > 0).float().mean() == pytest.approx(0.8, abs=0.08)
-    assert ranges["smile"][0] == -ranges["smile"][1] and 1 <= ranges["smile"][1] <= settings.longest
+    assert ranges["smile"][0] == -ranges["smile"][1] and 1 <= ranges["smile"][1] <= 1.25
     with pytest.raises(DataError):
         calibrate(generator, classifiers, Anybody(), {"age": useless}, codes, settings)
     kept, _ = calibrate(generator, classifiers, Person(), vectors, codes, dataclasses.replace(settings, identity_local=0.999))
