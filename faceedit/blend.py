@@ -6,13 +6,16 @@ their difference is added to it, and where they differ much the edited picture r
 photograph's own colours. Around the face, where a generated silhouette need not be the
 photograph's, an edit shows only as far as the generator's picture is like the photograph. A refined
 picture always is, and there the style branch's own picture says whether the edit was one of this
-photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost.
+photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost. And an
+edit that is mostly one of the face, as a smile is, stays near it.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 __all__ = ["agreement", "change_mask", "compose"]
@@ -21,8 +24,9 @@ _SIDE = 256  # masks and colours are smooth: they are worked out at this size
 _SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, and shows fully
 _REPLACE = (0.06, 0.16)  # local difference from which the crop's own detail goes, and is gone
 _TRUST = (0.10, 0.28)  # local difference of photograph and reconstruction: believed, no longer
-_GHOST = (0.03, 0.06)  # an edit's local difference times that of photograph and style branch: harmless, a ghost
-_FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of the face's oval in an FFHQ crop
+_GHOST = (0.02, 0.045)  # an edit's local difference times that of photograph and style branch: harmless, a ghost
+_WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
+_FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
 
 def _small(x: Tensor) -> Tensor:
@@ -82,8 +86,22 @@ def agreement(photo: Tensor, drawn: Tensor) -> Tensor:
     return 1 - _smoothstep(_blur(unlike, 3), *_TRUST)
 
 
-def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None) -> Tensor:
-    """Where an edit is believed, ``(1, 1, s, s)``: in the face's oval, and where pictures and photograph agree."""
+def _face(outline: Tensor | None, size: int) -> Tensor:
+    """Where the face is, ``(1, 1, size, size)`` in [0, 1]: 1 well within its outline, or within an oval."""
+    if outline is None:
+        position = (torch.arange(size) + 0.5) / size
+        x, y, half_width, half_height = _FACE
+        distance = torch.hypot((position[None, :] - x) / half_width, (position[:, None] - y) / half_height)
+        return 1 - _smoothstep(distance, 0.9, 1.15)[None, None]
+    # Four times finer, so that edges are smooth.
+    filled = Image.new("L", (4 * size, 4 * size))
+    ImageDraw.Draw(filled).polygon([(x, y) for x, y in (outline * 4 * size).tolist()], fill=255)
+    inside = torch.from_numpy(np.array(filled)).float()[None, None] / 255
+    return _blur(F.avg_pool2d(inside, 4), 4)
+
+
+def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None, outline: Tensor | None) -> Tensor:
+    """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
     agree = agreement(crop[None], before[None])
     size = agree.shape[-1]
     if drawn is not None:
@@ -91,13 +109,16 @@ def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None) -
         ghost = _smoothstep(_difference(_small(crop[None]), small) * change, *_GHOST)
         # Wide, for half of a change of hair is worse than none.
         agree = agree * (1 - _blur(_widened(ghost, 24), 8))
-    position = (torch.arange(size) + 0.5) / size
-    x, y, half_width, half_height = _FACE
-    distance = torch.hypot((position[None, :] - x) / half_width, (position[:, None] - y) / half_height)
-    return torch.maximum(agree, 1 - _smoothstep(distance, 0.9, 1.15))
+    face = _face(outline, size)
+    near = _widened(face, 20)
+    within, beside = ((change * part).sum() / part.sum().clamp_min(1) for part in (face, 1 - near))
+    whole = _smoothstep(beside / within.clamp_min(1e-6), *_WHOLE)
+    return torch.maximum(agree * torch.maximum(_blur(near, 4), whole), face)
 
 
-def compose(crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def compose(
+    crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = None, outline: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The edited crop.
 
     Args:
@@ -106,6 +127,8 @@ def compose(crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = 
         after: ``(3, S, S)`` in [0, 1], the generator's picture after the edit.
         drawn: ``(3, P, P)`` in [0, 1], what the style branch alone makes of the photograph, for pictures that are
             refined; None for those that are not, or where it is not known.
+        outline: ``(N, 2)``, the corners of a polygon around the face: (x, y) in sides of the crop from its top left
+            corner; None where it is not known.
 
     Returns:
         The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
@@ -118,7 +141,7 @@ def compose(crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = 
 
     change = change_mask(before, after)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    shown = _blur(_widened(_smoothstep(change, *_SHOW), 4), 3) * _trust(crop, before, change, drawn)
+    shown = _blur(_widened(_smoothstep(change, *_SHOW), 4), 3) * _trust(crop, before, change, drawn, outline)
     replaced = _blur(_widened(_smoothstep(change, *_REPLACE), 3), 2)
     missing = (crop - before)[None]
     detail = missing[0] - full(_blur(_small(missing), 6))

@@ -438,6 +438,7 @@ class FaceEditor:
                 latents=latents[i].cpu(),
                 features=contents[i].maps,
                 drawn=contents[i].drawn,
+                outline=None if self._frame_net is None else self._frame_net.outline(targets[i]),
                 crop=targets[i],
                 reconstruction=pictures[i],
                 frame=frame,
@@ -660,7 +661,7 @@ class FaceEditor:
             before = draw(inversion.latents, {}).image
         after = draw(latents, strengths) if edits else _Fused(before, ())
         original = before if inversion.crop is None else _at(inversion.crop, before.shape[-1])
-        output, mask = compose(original, before, after.image, inversion.drawn if refine else None)
+        output, mask = compose(original, before, after.image, inversion.drawn if refine else None, inversion.outline)
         styled = None if refine else after.image
         if refine and explain:
             styled = self._render(latents[None], preview)[0]

@@ -33,6 +33,8 @@ class Inversion:
             level of the generator that is fused, coarsest first; empty without a content branch.
         drawn: float32 (3,P,P) in [0,1], the code as the style branch alone draws it, small: where it is unlike the
             photograph, less of a refined edit is believed. None without a content branch.
+        outline: float32 (N,2), (x,y) of the corners of a polygon around the face, below its brows, in sides of the
+            crop from its top left corner: within it every edit is believed. None without a frame net.
         crop: float32 (3,S,S) in [0,1], the aligned face as it was; None if it was not kept.
         reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it, refined if
             there is a content branch; None if it was not made.
@@ -46,6 +48,7 @@ class Inversion:
     latents: Tensor
     features: tuple[Tensor, ...] = ()
     drawn: Tensor | None = None
+    outline: Tensor | None = None
     crop: Tensor | None = None
     reconstruction: Tensor | None = None
     frame: CropFrame | None = None
@@ -67,7 +70,7 @@ class Inversion:
             OutputExistsError: something is at `path` and `overwrite` is false.
             UsageError: `path` is a folder, or its folder does not exist.
         """
-        tensors = {name: getattr(self, name) for name in ("latents", "drawn", "crop", "reconstruction")}
+        tensors = {name: getattr(self, name) for name in ("latents", "drawn", "outline", "crop", "reconstruction")}
         tensors.update({f"features.{level}": map_ for level, map_ in enumerate(self.features)})
         if self.frame is not None:
             frame = [*self.frame.center, *self.frame.x_axis]
@@ -118,6 +121,7 @@ class Inversion:
             latents=tensors["latents"],
             features=tuple(tensors[f"features.{level}"] for level in range(levels)),
             drawn=tensors.get("drawn"),
+            outline=tensors.get("outline"),
             crop=tensors.get("crop"),
             reconstruction=tensors.get("reconstruction"),
             frame=frame,

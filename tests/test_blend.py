@@ -97,7 +97,7 @@ def test_a_strong_edit_of_what_is_not_the_photographs_is_not_shown(size):
     assert (kept - crop).abs().max() < 0.015, "the edit's rim, where it is blurred"
 
 
-@pytest.mark.parametrize(("edit", "unlike", "shown"), [(0.1, 0.25, True), (0.25, 0.1, True), (0.25, 0.25, False)])
+@pytest.mark.parametrize(("edit", "unlike", "shown"), [(0.08, 0.25, True), (0.25, 0.08, True), (0.25, 0.25, False)])
 def test_the_stronger_an_edit_the_more_like_the_photograph_its_generator_must_be(edit, unlike, shown):
     crop, where = smooth(256, 0), stripe(256)
     after = crop + edit * where
@@ -110,6 +110,42 @@ def test_within_the_face_every_edit_is_shown():
     crop, where = smooth(256, 0), square(256)
     after = crop + 0.4 * where
     assert torch.equal(*(compose(crop, crop, after, drawn)[0][:, where] for drawn in (None, crop + 0.3 * where)))
+
+
+def box(left, top, right, bottom):
+    """The outline of a face that is an upright rectangle, in sides of the crop."""
+    return torch.tensor([[left, top], [right, top], [right, bottom], [left, bottom]])
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_the_face_is_where_its_outline_says(size):
+    crop, where = smooth(size, 0), stripe(size)
+    after = crop + 0.25 * where
+    unlike = F.interpolate((crop + 0.3 * where)[None], (64, 64), mode="area")[0]
+    shown, _ = compose(crop, crop, after, unlike, box(0.85, 0.25, 1.0, 0.75))
+    deep = torch.zeros(size, size, dtype=torch.bool)
+    deep[round(0.3 * size) : round(0.7 * size), round(0.92 * size) :] = True
+    torch.testing.assert_close(shown[:, deep], after[:, deep], rtol=0, atol=0.01)
+    above = (slice(None), slice(0, round(0.15 * size)), slice(size - size // 16, size))
+    assert torch.equal(shown[above], crop[above]), "beside the outline it is a ghost"
+    # Where the oval would be, but not this face.
+    where, narrow = square(size), box(0.1, 0.4, 0.2, 0.6)
+    kept, mask = compose(crop, crop, crop + 0.4 * where, crop + 0.3 * where, narrow)
+    core = square(size, wider=-0.1)
+    assert torch.equal(kept[:, core], crop[:, core]) and not mask[core].any()
+
+
+@pytest.mark.parametrize(("beside", "shown"), [(0.06, False), (0.3, True)])
+def test_an_edit_mostly_of_the_face_stays_near_it(beside, shown):
+    crop = 0.7 * smooth(256, 0)
+    within, strip = torch.zeros(256, 256, dtype=torch.bool), torch.zeros(256, 256, dtype=torch.bool)
+    within[64:192, 64:160], strip[:, 208:] = True, True
+    face = box(0.25, 0.25, 0.625, 0.75)
+    edited, mask = compose(crop, crop, crop + 0.1 * within + beside * strip, crop, face)
+    deep = within & (F.avg_pool2d(within[None].float(), 33, 1, 16)[0] == 1)
+    torch.testing.assert_close(edited[:, deep], (crop + 0.1)[:, deep], rtol=0, atol=1e-3)
+    far = edited[..., 240:] - crop[..., 240:]
+    assert far.mean() > 0.9 * beside if shown else (torch.equal(edited[:, strip], crop[:, strip]) and not mask[strip].any())
 
 
 def test_pictures_agree_where_they_are_alike():

@@ -275,6 +275,17 @@ def test_a_refined_edit_is_held_to_what_the_style_branch_draws(refining, editor,
     assert given[0] is inversion.drawn and given[1] is None
 
 
+def test_an_edit_is_held_to_the_outline_of_the_face(refining, found, monkeypatch):
+    inversion = refining.invert(photo())
+    assert torch.equal(inversion.outline, refining._frame_net.outline(inversion.crop))
+    given = []
+    compose = editor_module.compose
+    monkeypatch.setattr(editor_module, "compose", lambda *args: given.append(args[4]) or compose(*args))
+    refining.edit(inversion, smile=1.0)
+    refining.edit(inversion, smile=1.0, refine=False)
+    assert given[0] is given[1] is inversion.outline
+
+
 def test_without_refining_the_style_branch_edits_as_if_there_were_no_other(refining, editor, found):
     plain = editor.edit(photo(), smile=1.0, return_result=True)
     result = refining.edit(photo(), smile=1.0, refine=False, return_result=True)
@@ -766,6 +777,7 @@ def test_without_a_frame_net_crops_and_landmarks_still_work(saved, found):
         loaded.edit(photo(), smile=1.0)
     assert loaded.edit(photo(), smile=1.0, landmarks=LANDMARKS).shape == (96, 128, 3)
     assert loaded.edit(photo(64, 64), smile=1.0, aligned=True).shape == (64, 64, 3)
+    assert loaded.invert(photo(64, 64), aligned=True).outline is None
 
 
 def test_the_frame_net_says_where_the_crop_lies(editor, found):

@@ -17,6 +17,12 @@ N_POINTS = 468
 LEFT_EYE = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
 RIGHT_EYE = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
 NOSE, LEFT_MOUTH, RIGHT_MOUTH = 4, 61, 291
+# Around the face without its forehead: from the temple on the right of the picture by the chin to the
+# other, and back along the upper edges of the brows.
+OUTLINE = (
+    356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127,
+    70, 63, 105, 66, 107, 336, 296, 334, 293, 300,
+)  # fmt: skip
 
 
 class _Block(nn.Module):

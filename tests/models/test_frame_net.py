@@ -9,7 +9,7 @@ import torch
 
 from faceedit.crop import frame_from_landmarks
 from faceedit.errors import LandmarksError
-from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, N_POINTS, NOSE, RIGHT_EYE, RIGHT_MOUTH
+from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, N_POINTS, NOSE, OUTLINE, RIGHT_EYE, RIGHT_MOUTH
 from faceedit.models.frame_net import FrameNet, cut_window
 
 HEIGHT, WIDTH = 120, 200
@@ -105,6 +105,16 @@ def test_what_is_no_face_has_no_frame(net, places):
     net.mesh, net.looks = Seeing(np.full(N_POINTS, 104 + 58j)), 1
     with pytest.raises(LandmarksError):
         net.predict(places, (80, 40, 122, 84))
+
+
+@pytest.mark.parametrize("degrees", [0, 15])
+def test_the_outline_is_in_sides_of_the_crop(net, places, degrees):
+    net.mesh = Seeing(planted(58 + 64j, 30, degrees))
+    outline = net.outline(torch.from_numpy(places[:, :HEIGHT]).permute(2, 0, 1) / 255)
+    truth = net.mesh.mesh[list(OUTLINE)] / HEIGHT
+    assert outline.dtype == torch.float32
+    assert outline.numpy() == pytest.approx(np.stack([truth.real, truth.imag], -1), abs=0.005)
+    assert len(net.mesh.windows) == 2, "once for where the face is, once for its outline"
 
 
 @pytest.mark.parametrize(("side", "degrees"), [(50, 0), (80, 25), (20, 140)])
