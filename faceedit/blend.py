@@ -93,11 +93,11 @@ def _face(outline: Tensor | None, size: int) -> Tensor:
         x, y, half_width, half_height = _FACE
         distance = torch.hypot((position[None, :] - x) / half_width, (position[:, None] - y) / half_height)
         return 1 - _smoothstep(distance, 0.9, 1.15)[None, None]
-    # Four times finer, so that edges are smooth.
-    filled = Image.new("L", (4 * size, 4 * size))
-    ImageDraw.Draw(filled).polygon([(x, y) for x, y in (outline * 4 * size).tolist()], fill=255)
-    inside = torch.from_numpy(np.array(filled)).float()[None, None] / 255
-    return _blur(F.avg_pool2d(inside, 4), 4)
+    filled = Image.new("1", (size, size))
+    ImageDraw.Draw(filled).polygon([(x, y) for x, y in (outline * size).tolist()], fill=1)
+    inside = torch.from_numpy(np.array(filled)).float()[None, None]
+    # Widened, for a beard grows on the outline itself.
+    return _blur(_widened(inside, 6), 3)
 
 
 def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None, outline: Tensor | None) -> Tensor:
