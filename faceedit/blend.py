@@ -97,7 +97,7 @@ def _face(outline: Tensor | None, size: int) -> Tensor:
     ImageDraw.Draw(filled).polygon([(x, y) for x, y in (outline * size).tolist()], fill=1)
     inside = torch.from_numpy(np.array(filled)).float()[None, None]
     # Widened, for a beard grows on the outline itself.
-    return _blur(_widened(inside, 6), 3)
+    return _blur(_widened(inside, 4), 3)
 
 
 def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None, outline: Tensor | None) -> Tensor:
