@@ -33,7 +33,7 @@ class Inversion:
             level of the generator that is fused, coarsest first; empty without a content branch.
         drawn: float32 (3,P,P) in [0,1], the code as the style branch alone draws it, small: where it is unlike the
             photograph, less of a refined edit is believed. None without a content branch.
-        outline: float32 (N,2), (x,y) of the corners of a polygon around the face, below its brows, in sides of the
+        outline: float32 (N,2), (x,y) of the corners of a polygon around the face, up to its brows, in sides of the
             crop from its top left corner: within it every edit is believed. None without a frame net.
         crop: float32 (3,S,S) in [0,1], the aligned face as it was; None if it was not kept.
         reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it, refined if

@@ -263,27 +263,30 @@ def test_refined_pictures_are_those_of_the_fusion_generator(refining, found):
     assert not torch.allclose(face.edited, face.refined, atol=1e-3)
 
 
-def test_a_refined_edit_is_held_to_what_the_style_branch_draws(refining, editor, found, monkeypatch):
+@pytest.fixture
+def composed(monkeypatch):
+    """The arguments of every composition."""
+    given, compose = [], editor_module.compose
+    monkeypatch.setattr(editor_module, "compose", lambda *args: given.append(args) or compose(*args))
+    return given
+
+
+def test_a_refined_edit_is_held_to_what_the_style_branch_draws(refining, editor, found, composed):
     inversion = refining.invert(photo())
     torch.testing.assert_close(inversion.drawn, editor.edit(photo(), preview=True, return_result=True).faces[0].reconstruction)
     assert editor.invert(photo()).drawn is None
-    given = []
-    compose = editor_module.compose
-    monkeypatch.setattr(editor_module, "compose", lambda *args: given.append(args[3]) or compose(*args))
+    composed.clear()
     refining.edit(inversion, smile=1.0)
     refining.edit(inversion, smile=1.0, refine=False)
-    assert given[0] is inversion.drawn and given[1] is None
+    assert composed[0][3] is inversion.drawn and composed[1][3] is None
 
 
-def test_an_edit_is_held_to_the_outline_of_the_face(refining, found, monkeypatch):
+def test_an_edit_is_held_to_the_outline_of_the_face(refining, found, composed):
     inversion = refining.invert(photo())
     assert torch.equal(inversion.outline, refining._frame_net.outline(inversion.crop))
-    given = []
-    compose = editor_module.compose
-    monkeypatch.setattr(editor_module, "compose", lambda *args: given.append(args[4]) or compose(*args))
     refining.edit(inversion, smile=1.0)
     refining.edit(inversion, smile=1.0, refine=False)
-    assert given[0] is given[1] is inversion.outline
+    assert composed[0][4] is composed[1][4] is inversion.outline
 
 
 def test_without_refining_the_style_branch_edits_as_if_there_were_no_other(refining, editor, found):

@@ -80,7 +80,7 @@ class FrameNet(nn.Module):
 
     @torch.no_grad()
     def outline(self, crop: Tensor) -> Tensor:
-        """Where the face is in its crop: around it below the brows, without the forehead that hair may cover.
+        """Where the face is in its crop: around it up to the brows, without the forehead that hair may cover.
 
         Args:
             crop: ``(3, S, S)`` in [0, 1], an aligned face.
