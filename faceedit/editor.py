@@ -25,7 +25,7 @@ from faceedit.faces import Face, FaceChoice
 from faceedit.images import ImageSource, Picture
 from faceedit.models.e4e_encoder import Encoder4Editing
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
-from faceedit.models.encoder import Encoder
+from faceedit.models.encoder import Encoder, resized
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.fusion import FusionContent, FusionGenerator
 from faceedit.models.generator import Generator
@@ -490,7 +490,7 @@ class FaceEditor:
         nothing without a content branch."""
         if self._fusion is None:
             return [FusionContent((), None)] * len(inputs)
-        photos, codes = self._encoder.resized(inputs), latents.to(self.device, self.dtype)
+        photos, codes = resized(inputs, self._fusion.content.photo_size), latents.to(self.device, self.dtype)
         found = []
         for i in range(len(inputs)):  # one face at a time bounds the memory
             one = slice(i, i + 1)

@@ -263,6 +263,17 @@ def test_refined_pictures_are_those_of_the_fusion_generator(refining, found):
     assert not torch.allclose(face.edited, face.refined, atol=1e-3)
 
 
+def test_detail_that_the_encoder_does_not_see_is_in_the_refined_picture(refining):
+    """Stripes of 2 px on a crop of 64 px: gone at the encoder's 32 px, not at the 64 px that the content branch reads."""
+    smooth = torch.full((3, SIZE, SIZE), 0.5)
+    striped = smooth + 0.2 * torch.tensor([1.0, -1.0]).repeat(SIZE // 2)
+    plain, other = (refining.invert(x, aligned=True) for x in (smooth, striped))
+    assert refining.encoder.input_size == SIZE // 2
+    torch.testing.assert_close(plain.latents, other.latents, atol=1e-3, rtol=0)
+    torch.testing.assert_close(plain.drawn, other.drawn, atol=1e-3, rtol=0)
+    assert (plain.reconstruction - other.reconstruction).abs().max() > 0.05
+
+
 @pytest.fixture
 def composed(monkeypatch):
     """The arguments of every composition."""

@@ -47,12 +47,13 @@ def make_encoder(name: str) -> tuple[Encoder, EncoderConfig]:
     return encoder, EncoderConfig(name, 32, PSP_OPTIONS)
 
 
-FUSION_OPTIONS = {"levels": [2, 3], "widths": [8, 6], "dim": 4, "relevance_dim": 4}
+FUSION_OPTIONS = {"levels": [2, 3], "widths": [8, 6], "dim": 4, "relevance_dim": 4, "detail": True}
 
 
 def make_fusion(generator: Generator, encoder: Encoder, names: tuple[str, ...]) -> FusionGenerator:
     """A content branch that does something."""
     fusion = FusionGenerator(generator, encoder, names, **FUSION_OPTIONS)
+    torch.nn.init.normal_(fusion.content.detail.weight, std=0.3)
     for extractor in fusion.content.extractors:
         torch.nn.init.normal_(extractor.leave.weight, std=0.3)
         torch.nn.init.normal_(extractor.adain.affine.weight, std=0.3)

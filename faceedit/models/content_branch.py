@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faceedit.models.ops import haar
+
 __all__ = ["AdaIN", "ContentBranch", "ContentLevel"]
 
 
@@ -70,15 +72,18 @@ class ContentLevel(nn.Module):
         # The channels' units go into the few weights, not over the map.
         return F.conv2d(features, self.project.weight / self.scale[:, None, None], self.project.bias)
 
-    def encode(self, inputs: Tensor, unedited: Tensor) -> tuple[Tensor, Tensor | None]:
+    def encode(self, inputs: Tensor, unedited: Tensor, detail: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Once for many edits: the content map ``(B, width, S, S)``, and what it was made beside.
 
         Args:
             inputs: ``(B, n_in, S, S)``.
             unedited: ``(B, channels, S, S)``, the generator's map of the photograph's code.
+            detail: ``(B, width, S, S)``, what else there is to start from.
         """
         beside = self._projected(unedited) if self.follow else None
         x = self.enter(inputs if beside is None else torch.cat((inputs, beside), 1))
+        if detail is not None:
+            x = x + detail
         return x + self.encode2(F.leaky_relu(self.encode1(F.leaky_relu(x, 0.2)), 0.2)), beside
 
     def forward(self, content: Tensor, beside: Tensor | None, features: Tensor, row: Tensor) -> Tensor:
@@ -119,6 +124,11 @@ class ContentBranch(nn.Module):
         dim: Channels of the projections of the generator's maps.
         style_dim: Width of a content direction's rows.
         follow: See :class:`ContentLevel`.
+        detail: The finest level also reads what the photograph has at twice ``photo_size``, as Haar bands, in
+            which the default generator draws. Without it what is finer than ``photo_size`` is the generator's.
+
+    Attributes:
+        photo_size: Side of the photograph that :meth:`encode` reads.
     """
 
     def __init__(
@@ -134,9 +144,11 @@ class ContentBranch(nn.Module):
         dim: int = 32,
         style_dim: int = 512,
         follow: bool = True,
+        detail: bool = False,
     ) -> None:
         super().__init__()
-        self.levels, self.sizes, self.follow, self.photo_size = tuple(levels), tuple(sizes), follow, photo_size
+        self.levels, self.sizes, self.follow = tuple(levels), tuple(sizes), follow
+        self.photo_size = 2 * photo_size if detail else photo_size
         self.attributes = tuple(attributes)
         # Which of the encoder's maps a level reads.
         self.reads: list[list[int]] = []
@@ -153,6 +165,10 @@ class ContentBranch(nn.Module):
             extractors.append(ContentLevel(n_in, channels[i], widths[i], dim, style_dim, follow))
         self.extractors = nn.ModuleList(extractors)
         self.carry = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(widths[:-1], widths[1:]) if follow)
+        self.detail: nn.Conv2d | None = None
+        if detail:
+            self.detail = nn.Conv2d(9 * max(1, photo_size // self.sizes[-1]) ** 2, widths[-1], 1, bias=False)
+            nn.init.zeros_(self.detail.weight)
         self.directions = nn.ParameterDict(
             {name: nn.Parameter(torch.randn(len(levels), style_dim) / style_dim**0.5) for name in attributes}
         )
@@ -180,8 +196,8 @@ class ContentBranch(nn.Module):
         """Content maps of a photograph, once for many edits.
 
         Args:
-            photo: ``(B, 3, P, P)`` in [-1, 1], as the encoder sees it.
-            seen: ``(B, 3, P, P)`` in [-1, 1], the generator's picture of the photograph's code; only
+            photo: ``(B, 3, P, P)`` in [-1, 1], of side ``photo_size``.
+            seen: ``(B, 3, T, T)`` in [-1, 1], the generator's picture of the photograph's code; only
                 read with ``follow``.
             features: The encoder's, finest first.
             unedited: The generator's maps of that code, one for each of ``levels``.
@@ -190,13 +206,21 @@ class ContentBranch(nn.Module):
             For each of ``levels`` what :meth:`ContentLevel.encode` gives.
         """
         maps: list[tuple[Tensor, Tensor | None]] = []
+        detail: Tensor | None = None
+        if self.detail is not None:
+            low, bands = haar(photo).split((3, 9), 1)
+            photo, detail = low / 2, self.detail(_at(bands, self.sizes[-1]))
+        if seen is not None and seen.shape[-1] != photo.shape[-1]:
+            seen = F.interpolate(seen, photo.shape[-2:], mode="bilinear", align_corners=False)
+        last = len(self.sizes) - 1
         for i, (size, extractor) in enumerate(zip(self.sizes, self.extractors, strict=True)):
             parts = [features[j] for j in self.reads[i]]
             if self.follow:
                 parts += [photo, photo - seen]
                 if maps:
                     parts.append(self.carry[i - 1](maps[-1][0]))
-            maps.append(extractor.encode(torch.cat([_at(part, size) for part in parts], 1), unedited[i]))
+            inputs = torch.cat([_at(part, size) for part in parts], 1)
+            maps.append(extractor.encode(inputs, unedited[i], detail if i == last else None))
         return maps
 
 

@@ -68,9 +68,13 @@ class Encoder(nn.Module, ABC):
 
     def resized(self, image: Tensor) -> Tensor:
         """A picture at the size that the network sees."""
-        if image.shape[-1] == self.input_size:
-            return image
-        size = (self.input_size, self.input_size)
-        # In float32: on the CPU antialiasing is not implemented for bfloat16.
-        small = F.interpolate(image.float(), size, mode="bilinear", antialias=True, align_corners=False)
-        return small.to(image.dtype)
+        return resized(image, self.input_size)
+
+
+def resized(image: Tensor, size: int) -> Tensor:
+    """Pictures ``(B, 3, S, S)`` at the side ``size``, antialiased."""
+    if image.shape[-1] == size:
+        return image
+    # In float32: on the CPU antialiasing is not implemented for bfloat16.
+    small = F.interpolate(image.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return small.to(image.dtype)

@@ -59,6 +59,7 @@ class FusionGenerator(nn.Module):
         relevance: Without it all is content: ``m = 1`` everywhere (for the ablation).
         compared: How many levels, from the coarsest, have a relevance map of their own. Finer ones take the last
             of them, enlarged: a map of their own would need the style branch drawn up to them. None: all.
+        detail: See :class:`faceedit.models.content_branch.ContentBranch`.
 
     Raises:
         ConfigError: The generator has no such levels, there is not one width for each, or `compared` is not between
@@ -77,6 +78,7 @@ class FusionGenerator(nn.Module):
         follow: bool = True,
         relevance: bool = True,
         compared: int | None = None,
+        detail: bool = False,
     ) -> None:
         super().__init__()
         self.attach(generator)
@@ -93,7 +95,7 @@ class FusionGenerator(nn.Module):
         sizes, channels = ([table[level] for level in levels] for table in (generator.level_sizes, generator.level_channels))
         self.content = ContentBranch(
             levels, sizes, channels, encoder.feature_sizes, encoder.feature_channels, encoder.input_size, attributes,
-            widths, dim, generator.style_dim, follow,
+            widths, dim, generator.style_dim, follow, detail,
         )  # fmt: skip
         self.maps = nn.ModuleList(
             RelevanceMap(n, relevance_dim, "attention" if size <= ATTENTION_SIZE else "pointwise")
@@ -110,7 +112,7 @@ class FusionGenerator(nn.Module):
         """All that edits of a photograph need of it, made once.
 
         Args:
-            photo: ``(B, 3, P, P)`` in [-1, 1], as the encoder sees it.
+            photo: ``(B, 3, P, P)`` in [-1, 1], of the side that ``content.photo_size`` says.
             features: The encoder's 2-D features of it, finest first.
             latents: ``(B, n_styles, 512)``, its code.
         """
@@ -118,7 +120,7 @@ class FusionGenerator(nn.Module):
         # The published branch does not look at the generator's picture: none is drawn for it.
         drawn = self.generator.preview(latents, start=unedited) if self.content.follow else None
         at_levels = [unedited[level] for level in self.levels]
-        found = self.content.encode(photo, None if drawn is None else _like(drawn, photo), features, at_levels)
+        found = self.content.encode(photo, None if drawn is None else drawn.clamp(-1, 1), features, at_levels)
         queries = [m.query(x) for m, x in zip(self.maps, at_levels)]
         parts = zip_longest(found, queries)
         return FusionContent(tuple(torch.cat([part for part in (*pair, q) if part is not None], 1) for pair, q in parts), drawn)
@@ -183,11 +185,3 @@ class FusionGenerator(nn.Module):
 
     def _query_dim(self, i: int) -> int:
         return self.maps[i].dim if i < len(self.maps) else 0
-
-
-def _like(drawn: Tensor, photo: Tensor) -> Tensor:
-    """The generator's picture at the photograph's size, within its range."""
-    drawn = drawn.clamp(-1, 1)
-    if drawn.shape[-1] == photo.shape[-1]:
-        return drawn
-    return nn.functional.interpolate(drawn, photo.shape[-2:], mode="bilinear", align_corners=False)

@@ -52,6 +52,7 @@ class CalibrateRecipe:
     identity: Path  # face identity network
     directions: Path  # style.safetensors of the style stage
     out: Path  # directions file to write
+    base: Path | None = None  # directions file to take those from that are not calibrated here
     attributes: tuple[str, ...] = ()  # those to calibrate; none for all that were learned
     share: Fraction = 0.88  # of the faces to turn, that strengths 1 and -1 turn
     identity_local: Fraction = 0.8  # mean centred cosine that strength 1 keeps, attributes of a part of the face
@@ -187,8 +188,10 @@ def main(argv: list[str]) -> int:
         aliases={name: ATTRIBUTES[name].aliases for name in scaled},
         descriptions={name: ATTRIBUTES[name].description for name in scaled},
     )  # fmt: skip
+    if recipe.base:
+        directions = Directions.load(recipe.base).merge(directions, replace=True)
     recipe.out.parent.mkdir(parents=True, exist_ok=True)
     source = {"share": recipe.share, "faces": recipe.faces, "seed": recipe.seed}
     directions.save(recipe.out, source=json.dumps(source))
-    print(f"{len(scaled)} directions written to {recipe.out}")
+    print(f"{len(scaled)} directions calibrated, {len(directions.names)} written to {recipe.out}")
     return 0

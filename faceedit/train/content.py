@@ -17,8 +17,10 @@ A batch mixes three kinds of samples, all with a code ``w`` that is not quite th
   classifiers' outputs, so that a refined picture does not quietly undo its edit. ``L_turn`` is one-sided:
   the attribute should show no less than in the style branch's picture, or in the true one of a pair.
 
-Losses at 256 px do not see what is finer, and a network would draw stripes there for nothing. So all three
-hold the size of that detail, where it is more than in the generator's own picture.
+Losses at 256 px do not see what is finer, and a network would draw blocks and stripes there for nothing. So
+detail beyond is held as well, octave by octave (Haar): of photographs and pairs to the target's, in L1, where a
+photograph, which has little of it, counts as smoothly enlarged; of edited photographs its size, where it is more
+than in the generator's own picture.
 
 The recipe ``content_paper`` is the published loss (equation 11) on edited photographs, all of the
 generator's levels, and content maps of the encoder's features alone.
@@ -51,7 +53,7 @@ from faceedit.models.fusion import FusionGenerator
 from faceedit.train.attributes import ATTRIBUTES
 from faceedit.train.checkpoint import load_generator, read_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
-from faceedit.train.content_samples import SIDE, Pairs, Photographs, Sampler, Samples
+from faceedit.train.content_samples import SIDE, Pairs, Photographs, Sampler, Samples, at_side
 from faceedit.train.crops import to_unit
 from faceedit.train.identity import IdentityNet, load_identity
 from faceedit.train.metrics import psnr
@@ -73,12 +75,13 @@ class ContentRecipe(TrainRecipe):
     lpips: Path  # LPIPS AlexNet weights
     identity: Path | None = None  # face identity network; none leaves L_id out
     classifiers: tuple[Path, ...] = ()  # attribute classifiers; none leaves L_cls out
-    init: Path | None = None  # content.safetensors of another run to start from; it may lack the last levels
+    init: Path | None = None  # content.safetensors of another run to start from; see start_from
     levels: tuple[int, ...] = (4, 5, 6)  # generator levels that are fused: 64, 128 and 256 px
     widths: tuple[int, ...] = (128, 48, 16)  # channels of each level's content map
     follow: bool = True  # content maps start from the style branch's; without it the published extractor
     relevance: bool = True  # without it all is content: for the ablation
     compared: Count | None = None  # levels with a relevance map of their own, from the coarsest; none given, all
+    detail: bool = False  # the finest level reads the photograph at 512 px
     full: bool = False  # whole passes in place of previews
     generated: Count = 1500  # generated faces, rendered and inverted once
     held_out: Count = 64  # photographs kept for figures, the last of the file
@@ -101,7 +104,8 @@ class ContentRecipe(TrainRecipe):
     lambda_id: Weight = 0.1  # on 1 - centred cosine
     lambda_cls: Weight = 0.3  # on the squared difference of logits' changes, in their standard deviations
     lambda_turn: Weight = 0.3  # on how far an attribute's score falls short of the style branch's, in deviations
-    lambda_grain: Weight = 4.0  # on detail finer than 256 px beyond the generator's own, mean size in [-1, 1]
+    lambda_detail: Weight = 2.0  # on the absolute difference of detail finer than 256 px, mean over an octave in [-1, 1]
+    lambda_grain: Weight = 4.0  # of edited photographs, on its size beyond the generator's own
     lambda_align: Weight = 2.0  # on equation 8, of edited photographs
     published: bool = False  # equation 11 on edited photographs: L2 to the photograph, L_cls, L_align
 
@@ -115,10 +119,15 @@ class ContentRecipe(TrainRecipe):
 
 
 class Drawn(NamedTuple):
-    """Pictures ``(n, 3, 256, 256)``, and how much there is that they do not show, see :func:`_grain`."""
+    """Pictures ``(n, 3, 256, 256)``, and of each what is finer, see :func:`_finer`."""
 
     pictures: Tensor
-    grain: Tensor
+    finer: list[list[Tensor]]
+
+    @property
+    def grain(self) -> Tensor:
+        """Mean size of what is finer in each cell of 16 x 16: ``(n, octaves * 256)``."""
+        return torch.cat([_grain(octaves) for octaves in self.finer])
 
 
 class ContentTask(Task):
@@ -163,6 +172,10 @@ class ContentTask(Task):
         pictures = [self.generator(c) if self.recipe.full else self.generator.preview(c) for c in codes.split(1)]
         return _drawn([p.clamp(-1, 1) for p in pictures])
 
+    def _enlarged(self, photos: Tensor) -> Drawn:
+        """Photographs as the generator would draw them if it could."""
+        return _drawn([at_side(x, self.generator.resolution) for x in photos.split(1)] if self.recipe.full else [at_side(photos, SIDE)])
+
     def refine(self, samples: Samples) -> Drawn:
         """Refined pictures, not clipped."""
         pictures = []
@@ -199,19 +212,19 @@ class ContentTask(Task):
     def _likeness(
         self, share: Share, samples: Samples, wanted: Tensor | None, prefix: str, figures: dict[str, Tensor | float]
     ) -> Tensor:
-        """To the pictures of codes that are wanted, or None for the photographs: L2, LPIPS, identity, grain; of
+        """To the pictures of codes that are wanted, or None for the photographs: L2, LPIPS, identity, detail; of
         pairs what the classifiers see, too."""
         judged = self.classifiers is not None and wanted is not None
-        names = ["l2", "lpips", "grain"] + ["id"] * (self.identity is not None) + ["cls", "turn"] * judged
+        names = ["l2", "lpips", "detail"] + ["id"] * (self.identity is not None) + ["cls", "turn"] * judged
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
-            (pictures, grain), drawn = self.refine(samples), self.draw(samples.codes if wanted is None else wanted)
-            target = samples.photos if wanted is None else drawn.pictures
+            pictures, finer = self.refine(samples)
+            target, fine = self._enlarged(samples.photos) if wanted is None else self.draw(wanted)
             with torch.no_grad():
                 features = self.lpips.features(target)
             found["l2"] = (pictures - target).square().mean((1, 2, 3))
             found["lpips"] = self.lpips.distance(self.lpips.features(pictures), features).float()
-            found["grain"] = F.relu(grain - drawn.grain).mean(1)
+            found["detail"] = torch.stack([pictures.new_zeros(()) + _apart(a, b) for a, b in zip(finer, fine, strict=True)])
             if judged:
                 with torch.no_grad():
                     goal = self.classifiers(target)
@@ -230,7 +243,8 @@ class ContentTask(Task):
         names = ["align", "l2" if self.recipe.published else "grain", *judged]
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
-            x, (refined, grain) = samples.photos, self.refine(samples)
+            x, drawn_refined = at_side(samples.photos, SIDE), self.refine(samples)
+            refined = drawn_refined.pictures
             before, drawn = self.draw(samples.codes).pictures, self.draw(samples.codes + samples.offsets)
             after = drawn.pictures
             align = ((after - before) - (refined - x)).square()
@@ -249,7 +263,7 @@ class ContentTask(Task):
             if self.recipe.published:
                 found["l2"] = (refined - x).square().mean((1, 2, 3))
             else:
-                found["grain"] = F.relu(grain - drawn.grain).mean(1)
+                found["grain"] = F.relu(drawn_refined.grain - drawn.grain).mean(1)
         return self._weighed(share, found, "edit_", figures)
 
     def _short_of(self, goal: Tensor, logits: Tensor, strengths: list[dict[str, float]]) -> Tensor:
@@ -301,9 +315,9 @@ class ContentTask(Task):
         errors, lpips = [], []
         for rows in torch.arange(n).split(8):
             samples = self._shown(rows.tolist(), {})
-            pictures = self.refine(samples).pictures.clamp(-1, 1)
-            errors.append((pictures - samples.photos).square().mean((1, 2, 3)) / 4)
-            lpips.append(self.lpips.distance(self.lpips.features(pictures), self.lpips.features(samples.photos)))
+            pictures, photos = self.refine(samples).pictures.clamp(-1, 1), at_side(samples.photos, SIDE)
+            errors.append((pictures - photos).square().mean((1, 2, 3)) / 4)
+            lpips.append(self.lpips.distance(self.lpips.features(pictures), self.lpips.features(photos)))
         figures = {"psnr": float(psnr(torch.cat(errors).cpu()).mean()), "lpips": torch.cat(lpips).mean().item()}
         if self.classifiers is not None:
             figures["kept"] = float(np.mean([self._kept(name, range(min(n, 8))) for name in self._judged()]))
@@ -315,7 +329,7 @@ class ContentTask(Task):
     def _kept(self, name: str, rows: Sequence[int]) -> float:
         samples = self._shown(rows, {name: 1.0})
         drawn = (self.refine(samples), self.draw(samples.codes), self.draw(samples.codes + samples.offsets))
-        pictures = (samples.photos, *(each.pictures for each in drawn))
+        pictures = (at_side(samples.photos, SIDE), *(each.pictures for each in drawn))
         score = [ATTRIBUTES[name].score(self.classifiers(p), self.classifiers.names).mean() for p in pictures]
         return ((score[1] - score[0]) / (score[3] - score[2])).item()
 
@@ -323,7 +337,7 @@ class ContentTask(Task):
         """Four held-out photographs: as they are, inverted, refined; then attributes by style and refined."""
         rows = range(min(4, len(self.held_out.codes)))
         plain = self._shown(rows, {})
-        columns = [plain.photos, self.draw(plain.codes).pictures, self.refine(plain).pictures]
+        columns = [at_side(plain.photos, SIDE), self.draw(plain.codes).pictures, self.refine(plain).pictures]
         for name in self.sampler.names[:5]:
             samples = self._shown(rows, {name: 1.0})
             columns += [self.draw(samples.codes + samples.offsets).pictures, self.refine(samples).pictures]
@@ -332,19 +346,30 @@ class ContentTask(Task):
 
 def _drawn(pictures: Sequence[Tensor]) -> Drawn:
     """Whole pictures or previews, one a sample, as the loss looks at them."""
-    small = [p.float() if p.shape[-1] == SIDE else F.interpolate(p.float(), (SIDE, SIDE), mode="area") for p in pictures]
-    return Drawn(torch.cat(small), torch.cat([_grain(p.float()) for p in pictures]))
+    pictures = [p.float() for p in pictures]
+    return Drawn(torch.cat([at_side(p, SIDE) for p in pictures]), [_finer(p) for p in pictures])
 
 
-def _grain(picture: Tensor) -> Tensor:
-    """Mean size of what is finer than 256 px, octave by octave, in each cell of 16 x 16: ``(1, octaves * 256)``."""
-    octaves = [picture.new_zeros(1, 1, 16, 16)]
+def _finer(picture: Tensor) -> list[Tensor]:
+    """What of a picture ``(1, 3, S, S)`` is finer than 256 px, octave by octave, the finest first."""
+    octaves = []
     while picture.shape[-1] > SIDE:
         coarse = F.avg_pool2d(picture, 2)
-        fine = (picture - coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)).abs()
-        octaves.append(F.adaptive_avg_pool2d(fine.mean(1, keepdim=True), 16))
+        octaves.append(picture - coarse.repeat_interleave(2, 2).repeat_interleave(2, 3))
         picture = coarse
-    return torch.cat(octaves[1:] or octaves, 1).flatten(1)
+    return octaves
+
+
+def _grain(octaves: Sequence[Tensor]) -> Tensor:
+    """Mean size of each octave in each cell of 16 x 16: ``(1, octaves * 256)``, or one row of 0 if there is none."""
+    if not octaves:
+        return torch.zeros(1, 256)
+    return torch.cat([F.adaptive_avg_pool2d(fine.abs().mean(1, keepdim=True), 16) for fine in octaves], 1).flatten(1)
+
+
+def _apart(octaves: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Sum over octaves of the mean absolute difference, a scalar."""
+    return sum((a - b).abs().mean() for a, b in zip(octaves, others, strict=True))
 
 
 @torch.no_grad()
@@ -357,8 +382,11 @@ def measure_scales(fusion: FusionGenerator, latents: Tensor) -> None:
 
 
 def start_from(fusion: FusionGenerator, tensors: dict[str, Tensor]) -> None:
-    """Take over the weights of another run. Its levels may be the first of the fused ones: the others stay as they are.
-    Relevance maps that there is no place for are left out.
+    """Take over the weights of another run, so that the pictures are as there.
+
+    Its levels may be the first of the fused ones, and narrower: what is new starts as in an untrained branch.
+    Relevance maps that there is no place for are left out. Attributes that this run does not have stay at
+    strength 0 for good: their directions go into the layers' biases.
 
     Raises:
         CheckpointError: Its levels, widths or attributes are others. Nothing is changed.
@@ -366,14 +394,39 @@ def start_from(fusion: FusionGenerator, tensors: dict[str, Tensor]) -> None:
     wanted = fusion.state_dict()
     tensors = {key: value for key, value in tensors.items() if not key.startswith("maps.") or key in wanted}
     known = len({key.split(".")[2] for key in tensors if key.startswith("content.extractors.")})
+    start = "content.directions."
+    for key in [key for key in tensors if key.startswith(start) and key not in wanted]:
+        for i, row in enumerate(tensors.pop(key)):
+            affine = f"content.extractors.{i}.adain.affine."
+            tensors[affine + "bias"] = tensors[affine + "bias"] + tensors[affine + "weight"] @ row
     for key, value in wanted.items():
         level = re.match(r"(?:content\.extractors|content\.carry|maps)\.(\d+)\.", key)
         # The first of `carry` is the second level's.
-        if level and int(level[1]) + key.startswith("content.carry.") >= known > 0:
+        if level and int(level[1]) + key.startswith("content.carry.") >= known > 0 or key.startswith("content.detail."):
             tensors.setdefault(key, value)
-        elif key.startswith("content.directions.") and key in tensors and tensors[key].shape[1:] == value.shape[1:]:
+        elif key.startswith(start) and key in tensors and tensors[key].shape[1:] == value.shape[1:]:
             tensors[key] = torch.cat((tensors[key].to(value), value[len(tensors[key]) :]))
-    hub.load_module(fusion, tensors, advice="It must be of the same levels, widths and attributes.")
+        elif level and key in tensors and tensors[key].ndim == value.ndim and tensors[key].shape != value.shape:
+            # The layer that enters reads the map of the level before, which is as wide as its own, before the generator's.
+            last = fusion.content.extractors[int(level[1])].dim if ".enter." in key else 0
+            tensors[key] = _widened(tensors[key], value, last, halves=".adain." in key)
+    hub.load_module(fusion, tensors, advice="It must be of the same levels, of widths no larger than these, and of no fewer attributes.")
+
+
+def _widened(narrow: Tensor, value: Tensor, last: int, halves: bool) -> Tensor:
+    """A layer's weights or biases in those of a wider one: it reads nothing of its new inputs, which stand before the
+    last so many, and its new outputs are ``value``'s own. The outputs of `AdaIN`'s layer are scales and shifts,
+    ``halves``."""
+    if any(n > m for n, m in zip(narrow.shape, value.shape)):
+        return narrow  # refused when it is loaded
+    wide = value.clone()
+    for part, other in zip(*(x.chunk(2) if halves else [x] for x in (wide, narrow))):
+        if part.ndim > 1:
+            part[: len(other)] = 0
+            part[: len(other), part.shape[1] - last :] = other[:, other.shape[1] - last :]
+            other = other[:, : other.shape[1] - last]
+        part[tuple(slice(n) for n in other.shape)] = other
+    return wide
 
 
 def build(recipe: ContentRecipe, device: torch.device) -> ContentTask:
@@ -391,14 +444,15 @@ def build(recipe: ContentRecipe, device: torch.device) -> ContentTask:
     if len(crops) <= recipe.held_out:
         raise DataError(f"Of {len(crops)} photographs {recipe.held_out} are held out. Lower --held-out, or add more.")
     inverted = invert_crops(encoder, generator, crops, recipe.out / "photographs.safetensors")
-    photographs, held_out = Photographs(crops, inverted).split(recipe.held_out)
+    side = 2 * encoder.input_size if recipe.detail else encoder.input_size
+    photographs, held_out = Photographs(crops, inverted, side).split(recipe.held_out)
     codes = mixed_latents(mapper, recipe.generated, seed=recipe.seed + 1, truncation=(0.6, 1.0), mixing=0.4, jitter=0.05)
-    pictures = generated_faces(generator, codes, recipe.out / "generated.npy", SIDE if recipe.full else 0).pictures
+    pictures = generated_faces(generator, codes, recipe.out / "generated.npy", side if recipe.full else 0).pictures
     pairs = Pairs(pictures, codes, invert_crops(encoder, generator, pictures, recipe.out / "generated.safetensors", margin=False))
 
     fusion = FusionGenerator(
         generator, encoder, directions.names, recipe.levels, recipe.widths, follow=recipe.follow,
-        relevance=recipe.relevance, compared=recipe.compared,
+        relevance=recipe.relevance, compared=recipe.compared, detail=recipe.detail,
     ).to(device, memory_format=torch.channels_last)
     measure_scales(fusion, codes[:32])
     if recipe.init:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,14 +15,15 @@ from faceedit.directions import Directions
 from faceedit.train.crops import framed, to_unit
 from faceedit.train.task import Share
 
-__all__ = ["SIDE", "Pairs", "Photographs", "Sampler", "Samples"]
+__all__ = ["SIDE", "Pairs", "Photographs", "Sampler", "Samples", "at_side"]
 
 SIDE = 256
-"""Side in pixels of what is learned on."""
+"""Side in pixels that most of the losses look at."""
 
 
 class Samples(NamedTuple):
-    """What a part of a batch is made of: pictures ``(n, 3, P, P)``, codes and edits, one a sample."""
+    """What a part of a batch is made of: pictures ``(n, 3, P, P)``, as the content branch reads them, codes and
+    edits, one a sample."""
 
     photos: Tensor
     codes: Tensor
@@ -31,19 +33,21 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Photographs:
-    """Aligned photographs ``(N, S, S, 3)`` uint8 with a margin, and their inversions ``(N, n_styles, 512)``."""
+    """Aligned photographs ``(N, S, S, 3)`` uint8 with a margin, their inversions ``(N, n_styles, 512)``, and the
+    side at which they are shown."""
 
     crops: NDArray[np.uint8]
     codes: Tensor
+    side: int
 
     def framed(self, rows: Tensor) -> Tensor:
-        """``(n, 3, 256, 256)`` in [-1, 1]."""
-        return framed(to_unit(self.crops[rows.numpy()]), SIDE)
+        """``(n, 3, side, side)`` in [-1, 1]; they have hardly more than 256 px of detail and are enlarged from there."""
+        return at_side(framed(to_unit(self.crops[rows.numpy()]), SIDE), self.side)
 
     def split(self, held_out: int) -> tuple[Photographs, Photographs]:
         """All but the last, and the last."""
         n = len(self.codes) - held_out
-        return Photographs(self.crops[:n], self.codes[:n]), Photographs(self.crops[n:], self.codes[n:])
+        return tuple(Photographs(self.crops[part], self.codes[part], self.side) for part in (slice(n), slice(n, None)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,5 +122,12 @@ class Sampler:
         free = share.uniform().cpu() < self.any_edit
         offsets = torch.where(free[:, None, None], away, offsets)
         strengths = [{} if each else named for each, named in zip(free.tolist(), strengths)]
-        photos = to_unit(self.faces.pictures[rows.numpy()]).to(share.device)
+        photos = at_side(to_unit(self.faces.pictures[rows.numpy()]), self.photographs.side).to(share.device)
         return Samples(photos, given, offsets, strengths), true + offsets
+
+
+def at_side(pictures: Tensor, side: int) -> Tensor:
+    """``(n, 3, S, S)`` at another side: smoothly enlarged, or reduced by the mean over areas."""
+    if pictures.shape[-1] >= side:
+        return pictures if pictures.shape[-1] == side else F.interpolate(pictures, (side, side), mode="area")
+    return F.interpolate(pictures, (side, side), mode="bicubic", align_corners=False).clamp(-1, 1)

@@ -1,7 +1,7 @@
 """Refined edits measured: tables 1 to 3 of the paper on photographs and on generated pairs, and their figures.
 
 ``python -m faceedit.train evaluate content --photos DIR --judge FILE --identity FILE --lpips FILE --out FOLDER
-[--content RUN] [--variant NAME=RUN ...] [--pairs 40] [--figures] [--sheet]``
+[--content RUN] [--variant NAME=RUN ...] [--pairs 40] [--figures] [--sheet [SIDE]]``
 
 Rows are branches: the style branch alone; "refined", the fused pass; "output", what users get, after the
 pixels that did not change are put back; and the fused pass and output of every variant.
@@ -54,7 +54,8 @@ from faceedit.train.synthetic import mixed_latents
 REFINED, OUTPUT = "refined", "output"
 TABLE_1 = ("glasses", "age", "smile", "gender")  # those that the paper averages
 SHOWN = ("smile", "age", "gender", "glasses", "beard")  # those of the contact sheet
-SHEET_TILE, SHEET_ROWS = 320, 20
+SHEET_TILE, SHEET_ROWS = 320, 20  # side of its pictures, and rows of one file
+LARGE_ROWS = 4  # rows of one file of larger pictures
 
 # --- faces --------------------------------------------------------------------------------------
 
@@ -96,7 +97,8 @@ class _Pile:
 
 
 def photographs(
-    editors: Mapping[str, FaceEditor], folder: Path, names: Sequence[str], *, limit: int | None = None, preview: bool = False
+    editors: Mapping[str, FaceEditor], folder: Path, names: Sequence[str], *, limit: int | None = None,
+    preview: bool = False, tile: int = SHEET_TILE,
 ) -> tuple[Branches, list[dict[str, Tensor]], list[str]]:
     """Photographs, each inverted once an editor.
 
@@ -106,9 +108,10 @@ def photographs(
         names: Attributes to move.
         limit: The first so many photographs only.
         preview: Draw by the early exit.
+        tile: Side of the tiles in pixels.
 
     Returns:
-        The faces; tiles of each photograph and its outputs, by attribute, ``(3, 320, 320)`` uint8; and files
+        The faces; tiles of each photograph and its outputs, by attribute, ``(3, tile, tile)`` uint8; and files
         in which no face was found, so that the index's box was taken.
     """
     pile, tiles, missed = _Pile(), [], []
@@ -118,11 +121,11 @@ def photographs(
             if not variant:
                 missed += [] if found else [row["file"]]
                 pile.inputs.append(reduced([inversion.crop]))
-                tiles.append({UNEDITED: _tile(inversion.crop)})
+                tiles.append({UNEDITED: _tile(inversion.crop, tile)})
             for branch, name, picture in drawn(editor, inversion, names, preview, variant):
                 pile.made[branch, name].append(reduced([picture]))
                 if branch == OUTPUT:
-                    tiles[-1][name] = _tile(picture)
+                    tiles[-1][name] = _tile(picture, tile)
     return pile.stacked(), tiles, missed
 
 
@@ -154,8 +157,8 @@ def pairs(editor: FaceEditor, n: int, names: Sequence[str], *, seed: int = 0, pr
     return pile.stacked()
 
 
-def _tile(picture: Tensor) -> Tensor:
-    small = F.interpolate(picture[None], (SHEET_TILE,) * 2, mode="bilinear", antialias=True)[0]
+def _tile(picture: Tensor, side: int) -> Tensor:
+    small = F.interpolate(picture[None], (side, side), mode="bilinear", antialias=True)[0]
     return (small.clamp(0, 1) * 255).round().byte()
 
 
@@ -253,7 +256,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--lpips", required=True, type=Path, help="LPIPS AlexNet weights, safetensors")
     parser.add_argument("--out", required=True, type=Path, help="folder for content.json and the figures")
     parser.add_argument("--figures", action="store_true", help="draw figures 8, 10 and 11 of the photographs")
-    parser.add_argument("--sheet", action="store_true", help=f"draw photographs x {', '.join(SHOWN)}, as users get them")
+    parser.add_argument("--sheet", nargs="?", type=int, const=SHEET_TILE, metavar="SIDE",
+                        help=f"draw photographs x {', '.join(SHOWN)}, as users get them: squares of {SHEET_TILE} px, or of SIDE")  # fmt: skip
     parser.add_argument("--preview", action="store_true", help="early exit of the generator, for a quick look")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
@@ -265,6 +269,8 @@ def main(argv: list[str]) -> int:
         parser.error("two variants have one name")
     if args.limit is not None and args.limit < 1:
         parser.error(f"--limit must be at least 1, not {args.limit}")
+    if args.sheet is not None and not 1 <= args.sheet <= 1024:
+        parser.error(f"--sheet must be from 1 to 1024, not {args.sheet}")
     if not 0 <= args.seed < FIRST_SEED:
         parser.error(f"--seed must be from 0 to {FIRST_SEED - 1}, not {args.seed}")
     torch.set_num_threads(args.threads)
@@ -301,7 +307,9 @@ def main(argv: list[str]) -> int:
 
     if args.photos:
         more = [name for name in SHOWN if args.sheet and name in editor.directions.names and name not in names]
-        faces, tiles, missed = photographs(editors, args.photos, [*names, *more], limit=args.limit, preview=args.preview)
+        faces, tiles, missed = photographs(
+            editors, args.photos, [*names, *more], limit=args.limit, preview=args.preview, tile=args.sheet or 1
+        )
         found = comparison.measure(faces, names, networks)
         missing = comparison.below(found, REFINED)
         result["photographs"] = plain(found) | {"no face found, box given": missed, "below the bar": missing}
@@ -316,7 +324,8 @@ def main(argv: list[str]) -> int:
             shown = [name for name in SHOWN if name in editor.directions.names]
             rows = [[tile[name] for name in (UNEDITED, *shown)] for tile in tiles]
             titles = ["photograph", *(f"{name} +1" for name in shown)]
-            for number, sheet in enumerate(figures.grids(titles, rows, SHEET_TILE, SHEET_ROWS)):
+            per_file = SHEET_ROWS if args.sheet <= SHEET_TILE else LARGE_ROWS
+            for number, sheet in enumerate(figures.grids(titles, rows, args.sheet, per_file)):
                 sheet.save(args.out / f"sheet_{number}.jpg", quality=92)
     if args.pairs > 0:
         faces = pairs(editor, args.pairs, names, seed=args.seed, preview=args.preview)

@@ -56,7 +56,7 @@ def load_fusion(run: Path, editor: FaceEditor) -> tuple[FusionGenerator, FusionC
     """
     tensors = read_tensors(run / "content.safetensors")
     recipe = json.loads((run / "recipe.json").read_text())
-    options = {name: recipe[name] for name in ("levels", "widths", "follow", "relevance", "compared") if name in recipe}
+    options = {name: recipe[name] for name in ("levels", "widths", "follow", "relevance", "compared", "detail") if name in recipe}
     start = "content.directions."
     # Sorted, for a file keeps its tensors in no order of ours.
     attributes = tuple(sorted(name.removeprefix(start) for name in tensors if name.startswith(start)))

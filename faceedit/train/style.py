@@ -5,7 +5,7 @@
 Each sample is a face ``w``, one attribute k and a target strength s, drawn so that s asks for what the
 face has not. Its picture is ``x_edit = G(w + s d_k)`` (equation 2) and
 
-    L_edit = l1 L2 + l2 LPIPS + l3 L_id + l4 L_cls + l_hold L_hold + l5 L_spa      (equation 10)
+    L_edit = l1 L2 + l2 LPIPS + l3 L_id + l4 L_cls + l_hold L_hold + l_tone L_tone + l5 L_spa      (equation 10)
 
 between ``x_edit`` and the unedited ``x = G(w)``. What differs from the paper:
 
@@ -21,6 +21,7 @@ between ``x_edit`` and the unedited ``x = G(w)``. What differs from the paper:
   step that faces differ by: those few that cannot turn must not decide how far every face is moved.
 - Strengths are signed: the same direction must give the attribute and take it away.
 - ``L_hold`` holds the classifiers' other outputs where they were, but for those that mean the same.
+- ``L_tone`` holds the mean colour of forehead and cheeks: no label says that skin should not turn green.
 - The unedited picture is the generator's own, of generated faces and of inverted photographs, so that
   no part of the loss pays for the inversion's error.
 
@@ -57,6 +58,8 @@ from faceedit.train.synthetic import mixed_latents
 from faceedit.train.task import Share, Task, random_source
 from faceedit.train.trainer import Trainer, begin
 
+# Rows and columns of an FFHQ crop, in parts of its side, that are forehead and cheeks: above brows, between eyes and mouth.
+SKIN = ((0.32, 0.40, 0.38, 0.62), (0.54, 0.62, 0.33, 0.67))
 GROUP = 4  # samples in a row that share an attribute: a direction's gradient is their mean
 FEWEST = 40  # faces that a direction is learned on each way, whoever is nearest if fewer lack the attribute
 
@@ -87,6 +90,7 @@ class StyleRecipe(TrainRecipe):
     lambda_id: Weight = 1.0  # lambda 3, on 1 - centred cosine
     lambda_cls: Weight = 10.0  # lambda 4
     lambda_hold: Weight = 3.0  # on other outputs' mean square change, in standard deviations of the logit
+    lambda_tone: Weight = 40.0  # on the mean square change of the skin's mean colour, in [-1, 1]
     sparse: bool = True  # L_spa, as the densities below ask for; without it the directions are dense
     density_local: Fraction = 0.045  # share of non-zero entries allowed to attributes of a part of the face
     density_global: Fraction = 0.15  # the same of those that change all of it
@@ -199,6 +203,7 @@ class StyleBranch(Task):
             "lpips": self.lpips.distance(self.lpips.features(small), wanted).float(),
             "cls": F.relu(self._goal(draw).to(self.device) - draw.sense.to(self.device) * score) / spread,
             "hold": (moved.square() * held).sum(1) / held.sum(1),
+            "tone": (tone(pictures) - tone(x)).square().mean(1),
         }
         if self.identity is not None:
             with torch.no_grad():
@@ -290,6 +295,13 @@ class StyleBranch(Task):
         directions = {name: d.cpu() for name, d in self.directions().items()}
         made = {"steps": str(int(self.trainable.steps_made)), "sparse": json.dumps(self.recipe.sparse)}
         save_tensors(directions, folder / "style.safetensors", made)
+
+
+def tone(pictures: Tensor) -> Tensor:
+    """Mean colour of the skin of aligned faces ``(B, 3, S, S)``: ``(B, 3)``, the mean of `SKIN`'s parts."""
+    side = pictures.shape[-1]
+    parts = [[round(edge * side) for edge in part] for part in SKIN]
+    return torch.stack([pictures[..., top:bottom, left:right].mean((2, 3)) for top, bottom, left, right in parts]).mean(0)
 
 
 def root_correlation(w: Tensor) -> Tensor:

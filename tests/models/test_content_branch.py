@@ -11,11 +11,11 @@ SIZES, CHANNELS = (4, 8, 32), (5, 4, 3)  # coarser than the encoder's maps, with
 FEATURES = {"feature_sizes": (16, 8), "feature_channels": (2, 3)}
 
 
-def branch(follow=True, attributes=("smile", "age")):
+def branch(follow=True, attributes=("smile", "age"), detail=False):
     torch.manual_seed(0)
     return ContentBranch(
         (0, 1, 3), SIZES, CHANNELS, **FEATURES, photo_size=PHOTO, attributes=attributes,
-        widths=(4, 6, 2), dim=3, style_dim=DIM, follow=follow,
+        widths=(4, 6, 2), dim=3, style_dim=DIM, follow=follow, detail=detail,
     )  # fmt: skip
 
 
@@ -152,3 +152,18 @@ def test_channels_are_seen_and_made_in_units_of_their_scale():
     plain = level(*level.encode(x, features), features, row)
     level.scale.mul_(10)
     torch.testing.assert_close(level(*level.encode(x, 10 * features), 10 * features, row), 10 * plain, rtol=1e-4, atol=1e-4)
+
+
+def test_detail_finer_than_the_encoders_picture_reaches_the_finest_level_alone():
+    module = branch(detail=True)
+    assert module.photo_size == 2 * PHOTO
+    torch.nn.init.normal_(module.detail.weight)
+    coarse, seen, features, unedited = inputs()
+    smooth = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    stripes = torch.tensor([0.5, -0.5]).repeat(PHOTO)
+    plain, striped = (module.encode(photo, seen, features, unedited) for photo in (smooth, smooth + stripes))
+    for i, ((x, _), (y, _)) in enumerate(zip(plain, striped)):
+        assert torch.allclose(x, y, atol=1e-5) is (i < 2)
+    # What is not finer is read as without.
+    for (x, _), (y, _) in zip(plain, branch().encode(coarse, seen, features, unedited)):
+        torch.testing.assert_close(x, y)

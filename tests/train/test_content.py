@@ -61,13 +61,14 @@ def make_task(out, stylegan2=False, **settings):
     with torch.no_grad():
         pictures = F.interpolate(generator.preview(codes), (SIDE, SIDE)).clamp(-1, 1)
     pairs = Pairs(((pictures + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy(), codes, codes + 0.3 * noise)
-    photographs, held_out = Photographs(make_photos(6).pictures, real).split(2)
+    side = 2 * encoder.input_size if recipe.detail else encoder.input_size
+    photographs, held_out = Photographs(make_photos(6).pictures, real, side).split(2)
     sampler = Sampler(photographs, pairs, editor.directions, (0.4, 1.4), recipe.any_edit, recipe.morph)
     sampler.names, sampler.directions = sampler.names[:2], sampler.directions[:2]
     torch.manual_seed(2)
     fusion = FusionGenerator(
         generator, encoder, sampler.names, recipe.levels, recipe.widths, 5, 6, follow=recipe.follow,
-        relevance=recipe.relevance, compared=recipe.compared,
+        relevance=recipe.relevance, compared=recipe.compared, detail=recipe.detail,
     )  # fmt: skip
     measure_scales(fusion, codes)
     lpips, arcface = frozen()
@@ -146,7 +147,7 @@ def test_two_runs_with_one_seed_agree(tmp_path):
 
 
 def as_drawn(pictures):
-    return Drawn(pictures, torch.zeros(len(pictures), 256))
+    return Drawn(pictures, [[] for _ in pictures])
 
 
 def test_stripes_finer_than_the_losses_see_are_held_by_the_grain():
@@ -303,11 +304,71 @@ def test_a_run_starts_from_one_with_more_relevance_maps(tmp_path):
     assert all(torch.equal(value, old.state_dict()[key]) for key, value in new.state_dict().items())
 
 
-@pytest.mark.parametrize("settings", [{"levels": (1, 2, 3), "widths": (8, 6, 4)}, {"levels": (1,), "widths": (6,)}, None])
+@pytest.mark.parametrize("settings", [{"widths": (10, 9)}, {"detail": True}, {"widths": (8, 7), "detail": True, "compared": 1}])
+def test_a_run_starts_from_a_narrower_one_or_one_without_detail(tmp_path, settings):
+    old = nudged(make_task(tmp_path)).fusion
+    task = make_task(tmp_path, **settings)
+    start_from(task.fusion, {key: value.clone() for key, value in old.state_dict().items()})
+    if "compared" in settings:
+        old.maps = old.maps[:1]
+    samples = task._shown([0], {"smile": 1.0})
+    with torch.no_grad():
+        features = task.encoder(samples.photos).features
+        old_photo = F.avg_pool2d(samples.photos, 2) if task.recipe.detail else samples.photos
+        pictures = [
+            f(f.encode(x, features, samples.codes).maps, samples.codes + samples.offsets, [{"smile": 1.0}]).image
+            for f, x in ((old, old_photo), (task.fusion, samples.photos))
+        ]
+    torch.testing.assert_close(*pictures, rtol=1e-4, atol=1e-5)
+    # And all that is new can be learned.
+    task.loss(Share(0, 0, range(4), 4))[0].backward()
+    for extractor, width in zip(task.fusion.content.extractors, task.recipe.widths):
+        assert (extractor.leave.weight.grad.abs().sum((0, 2, 3)) > 0).sum() == width
+    if task.recipe.detail:
+        assert task.fusion.content.detail.weight.grad.abs().max() > 0
+
+
+def test_attributes_that_a_run_lacks_go_into_the_biases(tmp_path):
+    old = nudged(make_task(tmp_path)).fusion
+    kept, dropped = old.content.attributes
+    new = FusionGenerator(old.generator, make_editor()._encoder, (kept,), (1, 2), (8, 6), 5, 6)
+    start_from(new, {key: value.clone() for key, value in old.state_dict().items()})
+    assert not any(dropped in key for key in new.state_dict())
+    for i, (ours, theirs) in enumerate(zip(new.content.extractors, old.content.extractors)):
+        for strengths in ({}, {kept: 0.7}):
+            rows = [f.content.direction([strengths])[:, i] for f in (new, old)]
+            torch.testing.assert_close(ours.adain.affine(rows[0]), theirs.adain.affine(rows[1]))
+            assert not torch.equal(*rows)
+
+
+def test_detail_beyond_the_losses_side_is_held_to_the_targets(tmp_path, monkeypatch):
+    """Blocks where the target is smooth, and a soft picture where it is sharp, are both paid for."""
+    task = make_task(tmp_path, full=True, lambda_l2=0.0, lambda_lpips=0.0, lambda_id=0.0, lambda_detail=3.0)
+    size, share = task.generator.resolution, Share(0, 0, range(2), 2)
+    assert size > SIDE
+    samples = task.sampler.unedited(share)
+    target = F.interpolate(samples.photos, (size, size), mode="bicubic").clamp(-1, 1)
+    blocks = F.avg_pool2d(target, size // SIDE).repeat_interleave(size // SIDE, 2).repeat_interleave(size // SIDE, 3)
+
+    def found(pictures):
+        monkeypatch.setattr(task, "refine", lambda samples: _drawn(pictures.split(1)))
+        return task._likeness(share, samples, None, "", {}).item()
+
+    coarse, expected = target, 0.0
+    while coarse.shape[-1] > SIDE:
+        mean = F.avg_pool2d(coarse, 2)
+        expected += 3 * (coarse - F.interpolate(mean, coarse.shape[-2:])).abs().mean().item()
+        coarse = mean
+    assert found(target) < 1e-6
+    assert found(blocks) == pytest.approx(expected, rel=1e-4)
+    assert expected > 0.01
+
+
+@pytest.mark.parametrize("settings", [{"levels": (1, 2, 3), "widths": (8, 6, 4)}, {"levels": (1,), "widths": (9,)}, None])
 def test_a_run_does_not_start_from_weights_that_do_not_fit(tmp_path, settings):
     given = make_task(tmp_path, **settings).fusion.state_dict() if settings else {}
     fusion = make_task(tmp_path).fusion
     before = {key: value.clone() for key, value in fusion.state_dict().items()}
-    with pytest.raises(CheckpointError, match="same levels, widths and attributes"):
+    with pytest.raises(CheckpointError, match="same levels, of widths no larger"):
         start_from(fusion, given)
     assert all(torch.equal(value, before[key]) for key, value in fusion.state_dict().items())

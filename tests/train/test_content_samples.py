@@ -6,7 +6,7 @@ import torch
 
 from faceedit.directions import Directions
 from faceedit.train import content_samples
-from faceedit.train.content_samples import Pairs, Photographs, Sampler
+from faceedit.train.content_samples import Pairs, Photographs, Sampler, at_side
 from faceedit.train.crops import to_unit
 from faceedit.train.task import Share
 
@@ -19,9 +19,9 @@ def small(monkeypatch):
     monkeypatch.setattr(content_samples, "SIDE", SIDE)
 
 
-def make_sampler(any_edit=0.0, morph=0.4, strengths=(0.4, 1.4)):
+def make_sampler(any_edit=0.0, morph=0.4, strengths=(0.4, 1.4), side=SIDE):
     random, seeded = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    photographs = Photographs(random.integers(0, 256, (N, 18, 18, 3), np.uint8), torch.randn(N, ROWS, DIM, generator=seeded))
+    photographs = Photographs(random.integers(0, 256, (N, 18, 18, 3), np.uint8), torch.randn(N, ROWS, DIM, generator=seeded), side)
     pictures = random.integers(0, 256, (N, SIDE, SIDE, 3), np.uint8)
     pairs = Pairs(pictures, *torch.randn(2, N, ROWS, DIM, generator=seeded))
     directions = Directions({name: torch.randn(ROWS, DIM, generator=seeded) for name in NAMES})
@@ -134,3 +134,24 @@ def test_the_last_photographs_are_held_out():
     assert (len(kept.crops), len(held_out.crops)) == (len(kept.codes), len(held_out.codes)) == (N - 3, 3)
     assert np.array_equal(held_out.crops, photographs.crops[-3:]) and torch.equal(held_out.codes, photographs.codes[-3:])
     assert np.array_equal(kept.crops, photographs.crops[:-3]) and torch.equal(kept.codes, photographs.codes[:-3])
+
+
+@pytest.mark.parametrize("kind", ["unedited", "edited", "pairs"])
+def test_pictures_are_shown_at_the_side_that_the_branch_reads(kind):
+    small, large = (getattr(make_sampler(side=side), kind)(share()) for side in (SIDE, 2 * SIDE))
+    if kind == "pairs":
+        small, large = small[0], large[0]
+    assert large.photos.shape == (N, 3, 2 * SIDE, 2 * SIDE) and small.photos.shape == (N, 3, SIDE, SIDE)
+    # Enlarged smoothly, the same picture.
+    again = torch.nn.functional.avg_pool2d(large.photos, 2)
+    assert (again - small.photos).abs().mean() < 0.2 * (small.photos.roll(1, 0) - small.photos).abs().mean()
+    assert large.photos.abs().max() <= 1
+
+
+def test_a_picture_at_another_side():
+    x = torch.rand(2, 3, 8, 8) * 2 - 1
+    assert torch.equal(at_side(x, 8), x)
+    torch.testing.assert_close(at_side(x, 4), torch.nn.functional.avg_pool2d(x, 2))
+    ramp = torch.linspace(-0.5, 0.5, 8).expand(1, 3, 8, 8)
+    steps = at_side(ramp, 32).diff(dim=-1)[..., 8:-8]
+    assert steps.max() < 2 * steps.min(), "no blocks, whose steps are 0 and then all at once"

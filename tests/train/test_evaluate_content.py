@@ -92,11 +92,12 @@ def test_pairs_know_their_true_edit(editor, preview):
 
 def test_the_command_measures_and_draws(editor, photos, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(FaceEditor, "from_pretrained", lambda checkpoint: editor)
-    monkeypatch.setattr(evaluate_content, "SHEET_TILE", 32)
+    monkeypatch.setattr(evaluate_content, "LARGE_ROWS", 2)
+    monkeypatch.setattr(evaluate_content, "SHEET_TILE", 20)
     out, threads = tmp_path / "out", torch.get_num_threads()
     try:
         arguments = [*write_networks(tmp_path), f"--photos={photos}", "--pairs=2", f"--variant=no map={run}", f"--out={out}",
-                     "--attributes", "smile", "age", "--figures", "--sheet", "--seed=4"]  # fmt: skip
+                     "--attributes", "smile", "age", "--figures", "--sheet", "32", "--seed=4"]  # fmt: skip
         assert evaluate.main(["content", *arguments]) == 0
     finally:
         torch.set_num_threads(threads)
@@ -116,9 +117,12 @@ def test_the_command_measures_and_draws(editor, photos, run, tmp_path, monkeypat
     assert "below the bar" in found and result["outside: change below"] == 0.02
     assert result["generated pairs"]["faces"] == 2 and result["generated pairs"]["first_seed"] == 2**31
     drawn = {path.name for path in out.iterdir()}
-    assert drawn == {"content.json", "figure_8_0.jpg", "figure_10_smile_0.jpg", "figure_10_age_0.jpg", "figure_11_0.jpg", "sheet_0.jpg"}
-    sheet = np.asarray(Image.open(out / "sheet_0.jpg"))
-    assert sheet.shape[1] == 32 * 6 and sheet[-96:].std() > 0  # the photograph and five attributes, three rows
+    assert drawn == {"content.json", "figure_8_0.jpg", "figure_10_smile_0.jpg", "figure_10_age_0.jpg", "figure_11_0.jpg",
+                     "sheet_0.jpg", "sheet_1.jpg"}  # fmt: skip
+    for number, rows in ((0, 2), (1, 1)):
+        sheet = np.asarray(Image.open(out / f"sheet_{number}.jpg"))
+        # The photograph and five attributes, three rows in all.
+        assert sheet.shape[1] == 32 * 6 and sheet.shape[0] - 32 * rows < 32 and sheet[-32 * rows :].std() > 0
 
 
 def test_without_a_content_branch_there_is_nothing_to_measure(tmp_path, monkeypatch):
@@ -133,6 +137,7 @@ def test_without_a_content_branch_there_is_nothing_to_measure(tmp_path, monkeypa
     [
         (["--pairs=0"], "--photos"),
         (["--sheet"], "--photos"),
+        (["--photos=a", "--sheet", "2000"], "--sheet"),
         (["--variant=a"], "NAME=RUN"),
         (["--variant=refined=a"], "row already"),
         (["--photos=a", "--variant=a=b", "--variant=a=c"], "one name"),

@@ -7,15 +7,16 @@ import signal
 import pytest
 import torch
 from banded_world import DIM, ENTRIES, NAMES, ROWS, Classifier, Distance, Generator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from faceedit.directions import Directions
 from faceedit.errors import ConfigError, DataError, UsageError
 from faceedit.train.attributes import ATTRIBUTES
+from faceedit.train import calibrate as calibration
 from faceedit.train.calibrate import CalibrateRecipe, allowed_scale, calibrate, crossings, needed_scale
 from faceedit.train.crops import to_unit
 from faceedit.train.proximal import ProximalStep, soft_threshold
-from faceedit.train.style import StyleBranch, StyleRecipe, root_correlation
+from faceedit.train.style import SKIN, StyleBranch, StyleRecipe, root_correlation, tone
 from faceedit.train.style_faces import Classifiers, StyleFaces, look_at
 from faceedit.train.task import Share
 from faceedit.train.trainer import Trainer
@@ -125,6 +126,25 @@ def test_no_face_is_asked_to_go_further_than_the_reach(tmp_path, faces):
         was = draw.sense[i] * task.attributes[k].score(faces.logits[face], NAMES)
         assert goal[i] <= was + 0.5 * draw.strength[i] * task.score_std[k] + 1e-5
         assert goal[i] <= draw.strength[i] + 1e-5
+
+
+def test_the_skins_colour_is_held_and_nothing_elses(tmp_path, faces):
+    size = 100
+    pictures = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    skin = torch.zeros(size, size, dtype=torch.bool)
+    for top, bottom, left, right in SKIN:
+        skin[round(top * size) : round(bottom * size), round(left * size) : round(right * size)] = True
+    green = torch.tensor([-0.2, 0.1, 0.0])[:, None, None]
+    torch.testing.assert_close(tone(pictures + green * skin) - tone(pictures), green[:, 0, 0].expand(2, 3))
+    torch.testing.assert_close(tone(pictures + green * ~skin), tone(pictures))
+    task = branch(recipe(tmp_path, lambda_tone=5.0), faces)
+    with torch.no_grad():
+        task.trainable.directions["smile"].normal_()
+        loss, figures = task.loss(Share(0, 0, range(8), 8))
+        task.recipe = dataclasses.replace(task.recipe, lambda_tone=0.0)
+        without, _ = task.loss(Share(0, 0, range(8), 8))
+    assert figures["tone"] > 0
+    torch.testing.assert_close(loss - without, 5 * figures["tone"])
 
 
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path, faces):
@@ -262,3 +282,20 @@ def test_calibrated_strength_one_turns_the_share(tmp_path):
     kept, _ = calibrate(generator, classifiers, Person(), vectors, codes, dataclasses.replace(settings, identity_local=0.999))
     assert kept["smile"].norm() < 0.9 * scaled["smile"].norm(), "identity stops it short of the share"
     assert Directions(scaled, ranges=ranges, aliases={"smile": ATTRIBUTES["smile"].aliases}).resolve("happy") == "smile"
+
+
+def test_calibrated_directions_join_those_of_another_file(tmp_path, monkeypatch, capsys):
+    raw, base, out = (tmp_path / f"{name}.safetensors" for name in ("raw", "base", "out"))
+    old, new = (Directions({"age": torch.full((ROWS, DIM), v), "beard": torch.ones(ROWS, DIM)}, ranges={"age": (-v, v)}) for v in (2.0, 3.0))
+    old.save(base)
+    save_file({"age": new.vectors["age"]}, raw)
+    for name in ("load_generator", "load_identity", "mixed_latents"):
+        monkeypatch.setattr(calibration, name, lambda *_, **__: torch.nn.Identity())
+    monkeypatch.setattr(calibration.Classifiers, "load", lambda paths: torch.nn.Identity())
+    monkeypatch.setattr(calibration, "calibrate", lambda generator, classifiers, identity, vectors, codes, recipe: (vectors, {"age": (-1.5, 1.5)}))
+    files = [f"--{name}={tmp_path}" for name in ("generator", "classifiers", "identity")]
+    assert calibration.main([*files, f"--directions={raw}", f"--base={base}", f"--out={out}", "--device=cpu"]) == 0
+    found = Directions.load(out)
+    assert torch.equal(found.vectors["age"], new.vectors["age"]) and torch.equal(found.vectors["beard"], old.vectors["beard"])
+    assert found.ranges["age"] == (-1.5, 1.5) and found.resolve("older") == "age"
+    assert "1 directions calibrated, 2 written" in capsys.readouterr().out
