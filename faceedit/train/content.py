@@ -126,7 +126,9 @@ class Drawn(NamedTuple):
 
     @property
     def grain(self) -> Tensor:
-        """Mean size of what is finer in each cell of 16 x 16: ``(n, octaves * 256)``."""
+        """Mean size of what is finer in each cell of 16 x 16: ``(n, octaves * 256)``, or one column of 0 if nothing is."""
+        if not any(self.finer):
+            return self.pictures.new_zeros(len(self.pictures), 1)
         return torch.cat([_grain(octaves) for octaves in self.finer])
 
 
@@ -174,7 +176,8 @@ class ContentTask(Task):
 
     def _enlarged(self, photos: Tensor) -> Drawn:
         """Photographs as the generator would draw them if it could."""
-        return _drawn([at_side(x, self.generator.resolution) for x in photos.split(1)] if self.recipe.full else [at_side(photos, SIDE)])
+        side = self.generator.resolution if self.recipe.full else SIDE
+        return _drawn([at_side(x, side) for x in photos.split(1)])
 
     def refine(self, samples: Samples) -> Drawn:
         """Refined pictures, not clipped."""
@@ -361,9 +364,7 @@ def _finer(picture: Tensor) -> list[Tensor]:
 
 
 def _grain(octaves: Sequence[Tensor]) -> Tensor:
-    """Mean size of each octave in each cell of 16 x 16: ``(1, octaves * 256)``, or one row of 0 if there is none."""
-    if not octaves:
-        return torch.zeros(1, 256)
+    """Mean size of each octave in each cell of 16 x 16: ``(1, octaves * 256)``."""
     return torch.cat([F.adaptive_avg_pool2d(fine.abs().mean(1, keepdim=True), 16) for fine in octaves], 1).flatten(1)
 
 
@@ -397,8 +398,9 @@ def start_from(fusion: FusionGenerator, tensors: dict[str, Tensor]) -> None:
     start = "content.directions."
     for key in [key for key in tensors if key.startswith(start) and key not in wanted]:
         for i, row in enumerate(tensors.pop(key)):
-            affine = f"content.extractors.{i}.adain.affine."
-            tensors[affine + "bias"] = tensors[affine + "bias"] + tensors[affine + "weight"] @ row
+            weight, bias = (f"content.extractors.{i}.adain.affine.{part}" for part in ("weight", "bias"))
+            if {weight, bias} <= set(tensors) and tensors[weight].shape[1:] == row.shape:
+                tensors[bias] = tensors[bias] + tensors[weight] @ row
     for key, value in wanted.items():
         level = re.match(r"(?:content\.extractors|content\.carry|maps)\.(\d+)\.", key)
         # The first of `carry` is the second level's.

@@ -366,7 +366,7 @@ def test_detail_beyond_the_losses_side_is_held_to_the_targets(tmp_path, monkeypa
 
 @pytest.mark.parametrize("settings", [{"levels": (1, 2, 3), "widths": (8, 6, 4)}, {"levels": (1,), "widths": (9,)}, None])
 def test_a_run_does_not_start_from_weights_that_do_not_fit(tmp_path, settings):
-    given = make_task(tmp_path, **settings).fusion.state_dict() if settings else {}
+    given = make_task(tmp_path, **settings).fusion.state_dict() if settings else {"content.directions.hat": torch.ones(2, 3)}
     fusion = make_task(tmp_path).fusion
     before = {key: value.clone() for key, value in fusion.state_dict().items()}
     with pytest.raises(CheckpointError, match="same levels, of widths no larger"):
