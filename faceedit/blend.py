@@ -6,8 +6,9 @@ their difference is added to it, and where they differ much the edited picture r
 photograph's own colours. Around the face, where a generated silhouette need not be the
 photograph's, an edit shows only as far as the generator's picture is like the photograph. A refined
 picture always is, and there the style branch's own picture says whether the edit was one of this
-photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost. And an
-edit that is mostly one of the face, as a smile is, stays near it.
+photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost; and an edit that
+changes much beside the face has moved a silhouette, and shows only where the two are the same. An edit that is
+mostly one of the face, as a smile is, stays near it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, a
 _REPLACE = (0.06, 0.16)  # local difference from which the crop's own detail goes, and is gone
 _TRUST = (0.10, 0.28)  # local difference of photograph and reconstruction: believed, no longer
 _GHOST = (0.02, 0.045)  # an edit's local difference times that of photograph and style branch: harmless, a ghost
+_MOVED = (0.06, 0.13)  # an edit's local difference beside the face: shown, another silhouette
+_UNLIKE = (0.02, 0.05)  # local difference of photograph and style branch: silhouettes are the same, may differ
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
@@ -104,12 +107,14 @@ def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None, o
     """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
     agree = agreement(crop[None], before[None])
     size = agree.shape[-1]
+    face = _face(outline, size)
     if drawn is not None:
         small = F.interpolate(drawn[None], (size, size), mode="bilinear", align_corners=False)
-        ghost = _smoothstep(_difference(_small(crop[None]), small) * change, *_GHOST)
+        unlike = _difference(_small(crop[None]), small)
+        ghost = _smoothstep(unlike * change, *_GHOST)
+        moved = _smoothstep(unlike, *_UNLIKE) * _smoothstep(change * (1 - face), *_MOVED)
         # Wide, for half of a change of hair is worse than none.
-        agree = agree * (1 - _blur(_widened(ghost, 24), 8))
-    face = _face(outline, size)
+        agree = agree * (1 - _blur(_widened(ghost, 24), 8)) * (1 - _blur(_widened(moved, 6), 4))
     near = _widened(face, 20)
     within, beside = ((change * part).sum() / part.sum().clamp_min(1) for part in (face, 1 - near))
     whole = _smoothstep(beside / within.clamp_min(1e-6), *_WHOLE)
