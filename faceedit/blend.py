@@ -7,8 +7,8 @@ photograph's own colours. Around the face, where a generated silhouette need not
 photograph's, an edit shows only as far as the generator's picture is like the photograph. A refined
 picture always is, and there the style branch's own picture says whether the edit was one of this
 photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost; and an edit that
-changes much beside the face has moved a silhouette, and shows only where the two are the same. An edit that is
-mostly one of the face, as a smile is, stays near it.
+changes what is beside the face, and not its colours alone, has moved a silhouette, and shows only where the two are
+the same. An edit that is mostly one of the face, as a smile is, stays near it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, a
 _REPLACE = (0.06, 0.16)  # local difference from which the crop's own detail goes, and is gone
 _TRUST = (0.10, 0.28)  # local difference of photograph and reconstruction: believed, no longer
 _GHOST = (0.02, 0.045)  # an edit's local difference times that of photograph and style branch: harmless, a ghost
-_MOVED = (0.06, 0.13)  # an edit's local difference beside the face: shown, another silhouette
+_MOVED = (0.03, 0.06)  # an edit's local difference beside the face: shown, another silhouette
+_SAME = (0.6, 0.9)  # local structure of the pictures before and after: another's, the same in other colours
+_FLAT = 0.0005  # variance of a window that counts as flat
 _UNLIKE = (0.02, 0.05)  # local difference of photograph and style branch: silhouettes are the same, may differ
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
@@ -75,6 +77,19 @@ def _difference(photo: Tensor, drawn: Tensor) -> Tensor:
     return _blur(_small(photo - drawn), 3).abs().amax(1, keepdim=True)
 
 
+def _structure(before: Tensor, after: Tensor) -> Tensor:
+    """Correlation of two pictures' brightness in 7 x 7 windows, SSIM's structure term: ``(1, 1, s, s)``, 1 where both
+    are flat or one is the other in other colours."""
+    x, y = (_small(picture[None]).mean(1, keepdim=True) for picture in (before, after))
+
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(values, [3] * 4, mode="replicate"), 7, 1)
+
+    mean_x, mean_y = mean(x), mean(y)
+    spread = [(mean(v * v) - m * m).clamp_min(0) for v, m in ((x, mean_x), (y, mean_y))]
+    return (mean(x * y) - mean_x * mean_y + _FLAT) / ((spread[0] * spread[1]).sqrt() + _FLAT)
+
+
 def agreement(photo: Tensor, drawn: Tensor) -> Tensor:
     """Where generated pictures are like the photographs, so that their edits are the photographs' as well.
 
@@ -103,7 +118,9 @@ def _face(outline: Tensor | None, size: int) -> Tensor:
     return _blur(_widened(inside, 4), 3)
 
 
-def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None, outline: Tensor | None) -> Tensor:
+def _trust(
+    crop: Tensor, before: Tensor, after: Tensor, change: Tensor, drawn: Tensor | None, outline: Tensor | None
+) -> Tensor:
     """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
     agree = agreement(crop[None], before[None])
     size = agree.shape[-1]
@@ -113,6 +130,7 @@ def _trust(crop: Tensor, before: Tensor, change: Tensor, drawn: Tensor | None, o
         unlike = _difference(_small(crop[None]), small)
         ghost = _smoothstep(unlike * change, *_GHOST)
         moved = _smoothstep(unlike, *_UNLIKE) * _smoothstep(change * (1 - face), *_MOVED)
+        moved = moved * (1 - _smoothstep(_structure(before, after), *_SAME))
         # Wide, for half of a change of hair is worse than none.
         agree = agree * (1 - _blur(_widened(ghost, 24), 8)) * (1 - _blur(_widened(moved, 6), 4))
     near = _widened(face, 20)
@@ -146,7 +164,7 @@ def compose(
 
     change = change_mask(before, after)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    shown = _blur(_widened(_smoothstep(change, *_SHOW), 4), 3) * _trust(crop, before, change, drawn, outline)
+    shown = _blur(_widened(_smoothstep(change, *_SHOW), 4), 3) * _trust(crop, before, after, change, drawn, outline)
     replaced = _blur(_widened(_smoothstep(change, *_REPLACE), 3), 2)
     missing = (crop - before)[None]
     detail = missing[0] - full(_blur(_small(missing), 6))
