@@ -227,7 +227,7 @@ class ContentTask(Task):
                 features = self.lpips.features(target)
             found["l2"] = (pictures - target).square().mean((1, 2, 3))
             found["lpips"] = self.lpips.distance(self.lpips.features(pictures), features).float()
-            found["detail"] = torch.stack([pictures.new_zeros(()) + _apart(a, b) for a, b in zip(finer, fine, strict=True)])
+            found["detail"] = torch.stack([_apart(a, b, pictures.new_zeros(())) for a, b in zip(finer, fine, strict=True)])
             if judged:
                 with torch.no_grad():
                     goal = self.classifiers(target)
@@ -246,8 +246,8 @@ class ContentTask(Task):
         names = ["align", "l2" if self.recipe.published else "grain", *judged]
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
-            x, drawn_refined = at_side(samples.photos, SIDE), self.refine(samples)
-            refined = drawn_refined.pictures
+            x, fused = at_side(samples.photos, SIDE), self.refine(samples)
+            refined = fused.pictures
             before, drawn = self.draw(samples.codes).pictures, self.draw(samples.codes + samples.offsets)
             after = drawn.pictures
             align = ((after - before) - (refined - x)).square()
@@ -266,7 +266,7 @@ class ContentTask(Task):
             if self.recipe.published:
                 found["l2"] = (refined - x).square().mean((1, 2, 3))
             else:
-                found["grain"] = F.relu(drawn_refined.grain - drawn.grain).mean(1)
+                found["grain"] = F.relu(fused.grain - drawn.grain).mean(1)
         return self._weighed(share, found, "edit_", figures)
 
     def _short_of(self, goal: Tensor, logits: Tensor, strengths: list[dict[str, float]]) -> Tensor:
@@ -368,9 +368,9 @@ def _grain(octaves: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.adaptive_avg_pool2d(fine.abs().mean(1, keepdim=True), 16) for fine in octaves], 1).flatten(1)
 
 
-def _apart(octaves: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """Sum over octaves of the mean absolute difference, a scalar."""
-    return sum((a - b).abs().mean() for a, b in zip(octaves, others, strict=True))
+def _apart(octaves: Sequence[Tensor], others: Sequence[Tensor], start: Tensor) -> Tensor:
+    """``start`` and the mean absolute difference of each octave, a scalar."""
+    return sum(((a - b).abs().mean() for a, b in zip(octaves, others, strict=True)), start)
 
 
 @torch.no_grad()
@@ -440,22 +440,22 @@ def build(recipe: ContentRecipe, device: torch.device) -> ContentTask:
     dtype = torch.bfloat16 if recipe.bf16 else torch.float32
     generator = copy.deepcopy(mapper).to(device, dtype, memory_format=torch.channels_last)
     directions = Directions.load(recipe.directions)
+    fusion = FusionGenerator(
+        generator, encoder, directions.names, recipe.levels, recipe.widths, follow=recipe.follow,
+        relevance=recipe.relevance, compared=recipe.compared, detail=recipe.detail,
+    ).to(device, memory_format=torch.channels_last)
     recipe.out.mkdir(parents=True, exist_ok=True)
 
     crops = np.load(recipe.photos, mmap_mode="r")
     if len(crops) <= recipe.held_out:
         raise DataError(f"Of {len(crops)} photographs {recipe.held_out} are held out. Lower --held-out, or add more.")
     inverted = invert_crops(encoder, generator, crops, recipe.out / "photographs.safetensors")
-    side = 2 * encoder.input_size if recipe.detail else encoder.input_size
+    side = fusion.content.photo_size
     photographs, held_out = Photographs(crops, inverted, side).split(recipe.held_out)
     codes = mixed_latents(mapper, recipe.generated, seed=recipe.seed + 1, truncation=(0.6, 1.0), mixing=0.4, jitter=0.05)
     pictures = generated_faces(generator, codes, recipe.out / "generated.npy", side if recipe.full else 0).pictures
     pairs = Pairs(pictures, codes, invert_crops(encoder, generator, pictures, recipe.out / "generated.safetensors", margin=False))
 
-    fusion = FusionGenerator(
-        generator, encoder, directions.names, recipe.levels, recipe.widths, follow=recipe.follow,
-        relevance=recipe.relevance, compared=recipe.compared, detail=recipe.detail,
-    ).to(device, memory_format=torch.channels_last)
     measure_scales(fusion, codes[:32])
     if recipe.init:
         start_from(fusion, read_tensors(recipe.init))

@@ -308,7 +308,7 @@ def main(argv: list[str]) -> int:
     if args.photos:
         more = [name for name in SHOWN if args.sheet and name in editor.directions.names and name not in names]
         faces, tiles, missed = photographs(
-            editors, args.photos, [*names, *more], limit=args.limit, preview=args.preview, tile=args.sheet or 1
+            editors, args.photos, [*names, *more], limit=args.limit, preview=args.preview, tile=args.sheet or SHEET_TILE
         )
         found = comparison.measure(faces, names, networks)
         missing = comparison.below(found, REFINED)

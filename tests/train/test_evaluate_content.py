@@ -90,14 +90,15 @@ def test_pairs_know_their_true_edit(editor, preview):
     assert set(faces.made) == {(b, n) for n in ("age", UNEDITED) for b in (STYLE, REFINED, OUTPUT)} - {(OUTPUT, UNEDITED)}
 
 
-def test_the_command_measures_and_draws(editor, photos, run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("sheet", "tile", "files"), [(["--sheet"], 32, [3]), (["--sheet", "32"], 20, [2, 1])])
+def test_the_command_measures_and_draws(editor, photos, run, tmp_path, monkeypatch, capsys, sheet, tile, files):
     monkeypatch.setattr(FaceEditor, "from_pretrained", lambda checkpoint: editor)
     monkeypatch.setattr(evaluate_content, "LARGE_ROWS", 2)
-    monkeypatch.setattr(evaluate_content, "SHEET_TILE", 20)
+    monkeypatch.setattr(evaluate_content, "SHEET_TILE", tile)
     out, threads = tmp_path / "out", torch.get_num_threads()
     try:
         arguments = [*write_networks(tmp_path), f"--photos={photos}", "--pairs=2", f"--variant=no map={run}", f"--out={out}",
-                     "--attributes", "smile", "age", "--figures", "--sheet", "32", "--seed=4"]  # fmt: skip
+                     "--attributes", "smile", "age", "--figures", *sheet, "--seed=4"]  # fmt: skip
         assert evaluate.main(["content", *arguments]) == 0
     finally:
         torch.set_num_threads(threads)
@@ -118,8 +119,8 @@ def test_the_command_measures_and_draws(editor, photos, run, tmp_path, monkeypat
     assert result["generated pairs"]["faces"] == 2 and result["generated pairs"]["first_seed"] == 2**31
     drawn = {path.name for path in out.iterdir()}
     assert drawn == {"content.json", "figure_8_0.jpg", "figure_10_smile_0.jpg", "figure_10_age_0.jpg", "figure_11_0.jpg",
-                     "sheet_0.jpg", "sheet_1.jpg"}  # fmt: skip
-    for number, rows in ((0, 2), (1, 1)):
+                     *(f"sheet_{number}.jpg" for number in range(len(files)))}  # fmt: skip
+    for number, rows in enumerate(files):
         sheet = np.asarray(Image.open(out / f"sheet_{number}.jpg"))
         # The photograph and five attributes, three rows in all.
         assert sheet.shape[1] == 32 * 6 and sheet.shape[0] - 32 * rows < 32 and sheet[-32 * rows :].std() > 0
