@@ -8,7 +8,8 @@ photograph's, an edit shows only as far as the generator's picture is like the p
 picture always is, and there the style branch's own picture says whether the edit was one of this
 photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost; and an edit that
 changes what is beside the face, and not its colours alone, has moved a silhouette, and shows only where the two are
-the same. An edit that is mostly one of the face, as a smile is, stays near it.
+the same. An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed,
+but for hair that hangs over it from the sides.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _MOVED = (0.03, 0.06)  # an edit's local difference beside the face: shown, anot
 _SAME = (0.6, 0.9)  # local structure of the pictures before and after: another's, the same in other colours
 _FLAT = 0.0005  # variance of a window that counts as flat
 _UNLIKE = (0.02, 0.05)  # local difference of photograph and style branch: silhouettes are the same, may differ
+_OVER = (0.035, 0.08)  # the same product near the rim of the face: of skin alone, of hair that hangs over it
+_RIM = 20  # how far from its outline the face may be covered, in pixels
+_MOUTH = (0.58, 0.66)  # heights from above which hair hangs, and below which jaws and chins are
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
@@ -124,7 +128,7 @@ def _trust(
     """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
     agree = agreement(crop[None], before[None])
     size = agree.shape[-1]
-    face = _face(outline, size)
+    face, covered = _face(outline, size), torch.zeros(())
     if drawn is not None:
         small = F.interpolate(drawn[None], (size, size), mode="bilinear", align_corners=False)
         unlike = _difference(_small(crop[None]), small)
@@ -133,10 +137,13 @@ def _trust(
         moved = moved * (1 - _smoothstep(_structure(before, after), *_SAME))
         # Wide, for half of a change of hair is worse than none.
         agree = agree * (1 - _blur(_widened(ghost, 24), 8)) * (1 - _blur(_widened(moved, 6), 4))
+        height = (torch.arange(size) + 0.5)[:, None] / size
+        side = _blur(_widened(1 - face, _RIM), 3) * (1 - _smoothstep(height, *_MOUTH))
+        covered = _blur(_widened(_smoothstep(unlike * change, *_OVER) * side, 5), 4)
     near = _widened(face, 20)
     within, beside = ((change * part).sum() / part.sum().clamp_min(1) for part in (face, 1 - near))
     whole = _smoothstep(beside / within.clamp_min(1e-6), *_WHOLE)
-    return torch.maximum(agree * torch.maximum(_blur(near, 4), whole), face)
+    return torch.maximum(agree * torch.maximum(_blur(near, 4), whole), face) * (1 - covered)
 
 
 def compose(

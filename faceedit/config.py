@@ -23,6 +23,7 @@ __all__ = [
     "CropConfig",
     "EncoderConfig",
     "GeneratorConfig",
+    "LatentClassifierConfig",
     "ModelConfig",
 ]
 
@@ -97,6 +98,19 @@ class FusionConfig:
 
 
 @dataclass(frozen=True)
+class LatentClassifierConfig:
+    """What the tensors under ``latent_classifier.`` are: what tells how long each face's steps are.
+
+    Attributes:
+        attributes: names of the attributes that it knows, one output each.
+        options: further arguments of the latent classifier, as JSON values.
+    """
+
+    attributes: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class CropConfig:
     """How faces are cut out of a photograph.
 
@@ -145,6 +159,7 @@ class ModelConfig:
         generator: see `GeneratorConfig`.
         encoder: see `EncoderConfig`; None for a checkpoint that only generates.
         fusion: see `FusionConfig`; None for a checkpoint that edits by the style branch alone.
+        latent_classifier: see `LatentClassifierConfig`; None where strength 1 is the same length for every face.
         crop: see `CropConfig`.
         attributes: name to `AttributeInfo`, in the order to show them.
         licence: under which the tensors may be used.
@@ -155,6 +170,7 @@ class ModelConfig:
     generator: GeneratorConfig
     encoder: EncoderConfig | None = None
     fusion: FusionConfig | None = None
+    latent_classifier: LatentClassifierConfig | None = None
     crop: CropConfig = field(default_factory=CropConfig)
     attributes: dict[str, AttributeInfo] = field(default_factory=dict)
     licence: str = ""

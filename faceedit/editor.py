@@ -17,7 +17,7 @@ from faceedit import crop as crops
 from faceedit import faces as finder
 from faceedit import hub, images
 from faceedit.blend import compose
-from faceedit.config import AttributeInfo, FusionConfig, ModelConfig
+from faceedit.config import AttributeInfo, FusionConfig, LatentClassifierConfig, ModelConfig
 from faceedit.crop import CropFrame
 from faceedit.directions import Directions
 from faceedit.errors import CheckpointError, ConfigError, FaceSelectionError, NoFaceError, UsageError
@@ -29,6 +29,7 @@ from faceedit.models.encoder import Encoder, resized
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.fusion import FusionContent, FusionGenerator
 from faceedit.models.generator import Generator
+from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
 from faceedit.models.stylegan2 import StyleGAN2
@@ -74,6 +75,7 @@ class FaceEditor:
         directions: The attributes that can be edited.
         fusion: Content branch and relevance maps on this generator and encoder; None edits by the
             style branch alone.
+        latent_classifier: Tells how long a step of strength 1 is for each face; None takes the directions' own length.
         readme: The checkpoint's model card, carried along by `save_pretrained`.
     """
 
@@ -86,12 +88,14 @@ class FaceEditor:
         directions: Directions,
         readme: str = "",
         fusion: FusionGenerator | None = None,
+        latent_classifier: LatentClassifier | None = None,
     ) -> None:
         self._config = config
         self._generator = generator.eval().requires_grad_(False)
         self._encoder = encoder.eval().requires_grad_(False)
         self._frame_net = frame_net.eval().requires_grad_(False) if frame_net is not None else None
         self._fusion = fusion.eval().requires_grad_(False) if fusion is not None else None
+        self._latent_classifier = None if latent_classifier is None else latent_classifier.eval().requires_grad_(False)
         self._directions = directions
         self._readme = readme
 
@@ -148,7 +152,15 @@ class FaceEditor:
             {"fusion": FusionGenerator}, "fusion",
             {"generator": generator, "encoder": encoder, "attributes": config.fusion.attributes, **config.fusion.options},
         )  # fmt: skip
-        networks = {"generator": generator, "encoder": encoder, "frame_net": frame_net, "fusion": fusion}
+        known = config.latent_classifier
+        latent_classifier = None if known is None else _build(
+            {"latent_classifier": LatentClassifier}, "latent_classifier",
+            {"attributes": known.attributes, "style_dim": generator.style_dim, **known.options},
+        )  # fmt: skip
+        networks = {
+            "generator": generator, "encoder": encoder, "frame_net": frame_net, "fusion": fusion,
+            "latent_classifier": latent_classifier,
+        }  # fmt: skip
         networks = {prefix: module for prefix, module in networks.items() if module is not None}
         unknown = [name for name in tensors if name.partition(".")[0] not in {*networks, "directions"}]
         if unknown:
@@ -166,7 +178,8 @@ class FaceEditor:
         )
         readme = folder / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-        return cls(config, generator, encoder, frame_net, directions, text, fusion).to(device, dtype)
+        editor = cls(config, generator, encoder, frame_net, directions, text, fusion, latent_classifier)
+        return editor.to(device, dtype)
 
     def save_pretrained(
         self, folder: str | Path, *, overwrite: bool = False, dtype: torch.dtype = torch.float16
@@ -186,8 +199,9 @@ class FaceEditor:
         """
         tensors = self._directions.to_tensors()
         modules = {
-            "generator": self._generator, "encoder": self._encoder, "frame_net": self._frame_net, "fusion": self._fusion
-        }
+            "generator": self._generator, "encoder": self._encoder, "frame_net": self._frame_net, "fusion": self._fusion,
+            "latent_classifier": self._latent_classifier,
+        }  # fmt: skip
         for prefix, module in modules.items():
             if module is not None:
                 tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
@@ -219,13 +233,20 @@ class FaceEditor:
             # Its copy draws with the generator's copy.
             fusion = copy.deepcopy(self._fusion, {id(self._generator): generator})
             fusion = fusion.to(device, dtype, memory_format=torch.channels_last)
-        # The frame net is tiny and works with the detector, on the CPU.
-        return FaceEditor(
-            self._config, generator, moved(self._encoder), self._frame_net, self._directions, self._readme, fusion
-        )
+        # The frame net works with the detector and the latent classifier on single codes: both stay on the CPU.
+        return self._with(generator=generator, encoder=moved(self._encoder), fusion=fusion)
+
+    def _with(self, **changes: Any) -> FaceEditor:
+        """The same editor with other parts, named as in the constructor."""
+        parts = (
+            "config", "generator", "encoder", "frame_net", "directions", "readme", "fusion", "latent_classifier"
+        )  # fmt: skip
+        return FaceEditor(**{part: changes.get(part, getattr(self, f"_{part}")) for part in parts})
 
     def load_directions(self, directions: str | Path | Directions, *, replace: bool = False) -> FaceEditor:
         """The same editor with more attributes; this one stays as it is.
+
+        Strength 1 of the new attributes is the length of their directions, the same for every face.
 
         Args:
             directions: A file written by `python -m faceedit.train fit-directions` or by
@@ -264,10 +285,12 @@ class FaceEditor:
             name: new[name] if name in new else dataclasses.replace(known[name], aliases=merged.aliases[name])
             for name in merged.names
         }
-        return FaceEditor(
-            dataclasses.replace(self._config, attributes=attributes),
-            self._generator, self._encoder, self._frame_net, merged, self._readme, self._fusion,
-        )  # fmt: skip
+        editor = self._with(config=dataclasses.replace(self._config, attributes=attributes), directions=merged)
+        classifier = self._latent_classifier
+        if classifier is not None and set(new) & set(classifier.attributes):
+            # It learned how far faces are from an attribute along the old directions.
+            return editor.with_latent_classifier(classifier.without(new))
+        return editor
 
     def with_fusion(self, fusion: FusionGenerator | None, config: FusionConfig | None) -> FaceEditor:
         """The same editor with another content branch, or none; this one stays as it is.
@@ -276,10 +299,19 @@ class FaceEditor:
             fusion: On this editor's generator and encoder.
             config: What config.json is to say of it.
         """
-        return FaceEditor(
-            dataclasses.replace(self._config, fusion=config),
-            self._generator, self._encoder, self._frame_net, self._directions, self._readme, fusion,
-        )  # fmt: skip
+        return self._with(config=dataclasses.replace(self._config, fusion=config), fusion=fusion)
+
+    def with_latent_classifier(self, classifier: LatentClassifier | None) -> FaceEditor:
+        """The same editor with another latent classifier; this one stays as it is.
+
+        Args:
+            classifier: Of this editor's generator and directions. None: strength 1 is the length of the directions,
+                the same for every face.
+        """
+        config = None if classifier is None else LatentClassifierConfig(classifier.attributes, classifier.options)
+        return self._with(
+            config=dataclasses.replace(self._config, latent_classifier=config), latent_classifier=classifier
+        )
 
     # --- what it is -------------------------------------------------------------------------
 
@@ -312,6 +344,11 @@ class FaceEditor:
     def fusion(self) -> FusionGenerator | None:
         """Content branch and relevance maps; None where edits are by the style branch alone."""
         return self._fusion
+
+    @property
+    def latent_classifier(self) -> LatentClassifier | None:
+        """Tells how long a step is for each face; None where strength 1 is the same length for all."""
+        return self._latent_classifier
 
     @property
     def resolution(self) -> int:
@@ -534,7 +571,8 @@ class FaceEditor:
         Args:
             image: A photograph of any accepted kind; or what `invert` returned, which costs only
                 one generator pass a face.
-            strengths: Attribute to strength; 1.0 is one clearly visible step, -1.0 its mirror.
+            strengths: Attribute to strength; 1.0 is one clearly visible step, -1.0 its mirror. A step is as long as
+                this face needs: see `LatentClassifier`.
             faces, aligned, landmarks, landmark_predictor, steps, progress: As for `invert`.
             preview: Use the generator's quarter-size early exit: several times faster, softer, and with
                 refining rougher in colour, for content maps are learned on the full pass.
@@ -612,15 +650,14 @@ class FaceEditor:
         preview: bool = False, refine: bool = True, explain: bool = False,
     ) -> EditResult:  # fmt: skip
         refine = refine and self._fusion is not None
-        offset = self._directions.offset(strengths)
         picture = inversions[0].picture
         pixels = None if picture is None else picture.pixels
         edited = []
         for inversion in inversions:
-            if inversion.latents.shape != offset.shape:
+            if inversion.latents.shape != self._directions.shape:
                 raise UsageError(
                     f"the inversion has a code of shape {tuple(inversion.latents.shape)} and this editor's "
-                    f"generator one of {tuple(offset.shape)}: invert with the same checkpoint"
+                    f"generator one of {tuple(self._directions.shape)}: invert with the same checkpoint"
                 )
             # A code alone has no photograph whose content could be kept.
             refines = refine and (inversion.crop is not None or bool(inversion.features))
@@ -629,7 +666,7 @@ class FaceEditor:
                     "the inversion has not the content maps that this editor refines with: invert with the same "
                     "checkpoint, or pass refine=False"
                 )
-            face = self._edit_face(inversion, offset, strengths, preview, refines, explain)
+            face = self._edit_face(inversion, strengths, preview, refines, explain)
             if pixels is not None:
                 frame = inversion.frame or CropFrame.whole(*pixels.shape[1::-1])
                 where = (face.mask > 0).float()
@@ -645,7 +682,7 @@ class FaceEditor:
         return EditResult(image, tuple(edited))
 
     def _edit_face(
-        self, inversion: Inversion, offset: Tensor, strengths: dict[str, float], preview: bool, refine: bool, explain: bool
+        self, inversion: Inversion, strengths: dict[str, float], preview: bool, refine: bool, explain: bool
     ) -> EditedFace:
         """One face after the edit, not yet in its photograph."""
 
@@ -654,12 +691,16 @@ class FaceEditor:
                 return self._render_fused(inversion.features, code, strengths, preview)
             return _Fused(self._render(code[None], preview)[0], ())
 
+        applied = strengths
+        if self._latent_classifier is not None:
+            applied = self._latent_classifier.applied(inversion.latents, self._directions.vectors, strengths)
+        offset = self._directions.offset(applied)
         latents, edits = inversion.latents + offset, bool(offset.any())
         before = inversion.reconstruction
         # An inversion keeps its reconstruction at full size, refined where that can be.
         if preview or before is None or refine != bool(inversion.features):
             before = draw(inversion.latents, {}).image
-        after = draw(latents, strengths) if edits else _Fused(before, ())
+        after = draw(latents, applied) if edits else _Fused(before, ())
         original = before if inversion.crop is None else _at(inversion.crop, before.shape[-1])
         output, mask = compose(original, before, after.image, inversion.drawn if refine else None, inversion.outline)
         styled = None if refine else after.image
@@ -668,6 +709,7 @@ class FaceEditor:
         return EditedFace(
             crop=original, output=output, edited=styled, refined=after.image if refine else None, reconstruction=before,
             mask=mask, relevance=after.relevance, frame=inversion.frame, latents=latents, strengths=strengths,
+            applied=applied,
         )  # fmt: skip
 
 

@@ -148,7 +148,9 @@ class EditedFace:
             nothing was edited.
         frame: as `Inversion.frame`.
         latents: float32 (n_styles, style_dim), the edited code.
-        strengths: attribute to strength, as they were applied.
+        strengths: attribute to strength, as they were asked for.
+        applied: attribute to strength in lengths of its direction: `strengths` times this face's steps, where
+            the checkpoint has a latent classifier.
     """
 
     crop: Tensor
@@ -161,6 +163,7 @@ class EditedFace:
     frame: CropFrame | None
     latents: Tensor
     strengths: Mapping[str, float]
+    applied: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)

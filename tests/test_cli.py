@@ -72,7 +72,7 @@ class StandIn:
             pixels = np.clip(inversion.picture.pixels + lighter, 0, 255).astype(np.uint8)
             out = images.restore(inversion.picture, pixels)
         latents = inversion.latents
-        face = EditedFace(crop, crop, crop, None, crop, crop[0], (), inversion.frame, latents, checked)
+        face = EditedFace(crop, crop, crop, None, crop, crop[0], (), inversion.frame, latents, checked, checked)
         return EditResult(out, (face,)) if return_result else out
 
 

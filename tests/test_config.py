@@ -62,6 +62,7 @@ def test_the_text_is_stable_and_ordered(config):
         "generator",
         "encoder",
         "fusion",
+        "latent_classifier",
         "crop",
         "attributes",
         "licence",

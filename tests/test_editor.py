@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hub_server import HubServer, run_client
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_editor import DIM, RANGES, ROWS, SIZE, make_editor, make_stylegan2_editor, photo
+from tiny_editor import DIM, RANGES, ROWS, SIZE, make_editor, make_latent_classifier, make_stylegan2_editor, photo
 
 from faceedit import EditResult, FaceEditor, Inversion, faces
 from faceedit import editor as editor_module
@@ -232,6 +232,73 @@ def test_a_code_alone_can_be_edited(editor):
     latents = editor._generator.sample(1, seed=0)[0]
     face = editor.edit(Inversion(latents=latents), smile=1.0)
     assert face.size == (SIZE, SIZE)
+
+
+# Steps of each face's own length
+
+
+@pytest.fixture(scope="module")
+def stepping(editor):
+    return editor.with_latent_classifier(make_latent_classifier())
+
+
+def test_strengths_are_steps_of_this_face(editor, stepping, found):
+    inversion = editor.invert(photo())
+    (face,) = stepping.edit(inversion, smile=1.0, age=-0.5, beard=0.7, return_result=True).faces
+    step = stepping.latent_classifier.step
+    lengths = {
+        name: step(inversion.latents, editor.directions.vectors[name], name, sense)
+        for name, sense in (("smile", 1), ("age", -1))
+    }
+    assert len({*lengths.values(), 1.0}) == 3  # so that the comparison below says something
+    assert face.strengths == {"smile": 1.0, "age": -0.5, "beard": 0.7}
+    assert face.applied == pytest.approx({"smile": lengths["smile"], "age": -0.5 * lengths["age"], "beard": 0.7})
+    torch.testing.assert_close(face.latents, inversion.latents + editor.directions.offset(face.applied))
+    (plain,) = editor.edit(inversion, face.applied, return_result=True).faces
+    assert torch.equal(face.output, plain.output) and plain.applied == plain.strengths
+
+
+def test_every_face_has_its_own_step(stepping):
+    one, other = (Inversion(latents=latents) for latents in 3 * torch.randn(2, ROWS, DIM, generator=torch.Generator().manual_seed(0)))
+    steps = [stepping.edit(face, smile=1.0, return_result=True).faces[0].applied["smile"] for face in (one, other)]
+    assert steps[0] != steps[1]
+
+
+def test_a_face_that_needs_no_step_stays_bit_for_bit(editor, found):
+    classifier = make_latent_classifier()
+    classifier.goals.fill_(-1e3)
+    classifier.shortest.zero_()
+    assert np.array_equal(editor.with_latent_classifier(classifier).edit(photo(), glasses=1.0), photo())
+
+
+def test_the_content_branch_sees_the_steps(found):
+    refining = make_editor(content=True).with_latent_classifier(make_latent_classifier())
+    inversion = refining.invert(photo())
+    (face,) = refining.edit(inversion, smile=1.0, return_result=True).faces
+    expected = fused(refining, inversion, face.latents, face.applied)
+    torch.testing.assert_close(face.refined, ((expected.image[0] + 1) / 2).clamp(0, 1))
+
+
+def test_steps_are_kept_in_the_checkpoint_and_on_every_device(stepping, found, tmp_path):
+    stepping = stepping.with_latent_classifier(make_latent_classifier(("smile", "beard", "gender")))
+    classifier = stepping.latent_classifier
+    loaded = FaceEditor.from_pretrained(stepping.save_pretrained(tmp_path / "one", dtype=torch.float32))
+    assert loaded.config.latent_classifier.attributes == ("smile", "beard", "gender")
+    assert np.array_equal(loaded.edit(photo(), smile=1.0, beard=-1.0), stepping.edit(photo(), smile=1.0, beard=-1.0))
+    half = stepping.to(dtype=torch.bfloat16)
+    assert half.latent_classifier is classifier and classifier.goals.dtype == torch.float32
+    assert stepping.with_latent_classifier(None).config.latent_classifier is None
+
+
+def test_directions_of_ones_own_have_one_length_for_all_faces(stepping, found):
+    grin = Directions({"smile": torch.ones(ROWS, DIM)})
+    more = stepping.load_directions(grin, replace=True)
+    assert more.latent_classifier.attributes == ("age", "glasses")
+    assert more.config.latent_classifier.attributes == ("age", "glasses")
+    (face,) = more.edit(photo(), smile=1.0, age=1.0, return_result=True).faces
+    assert face.applied["smile"] == 1.0 and face.applied["age"] != 1.0
+    hat = Directions({"hat": torch.ones(ROWS, DIM)})
+    assert stepping.load_directions(hat).latent_classifier is stepping.latent_classifier
 
 
 # Refining with the photograph's content

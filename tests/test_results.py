@@ -118,5 +118,6 @@ def test_a_face_tells_what_was_done_to_it(inversion):
         frame=inversion.frame,
         latents=inversion.latents,
         strengths={"smile": 1.0},
+        applied={"smile": 0.7},
     )
-    assert EditResult(image=None, faces=(face,)).faces[0].strengths == {"smile": 1.0}
+    assert EditResult(image=None, faces=(face,)).faces[0].applied == {"smile": 0.7}

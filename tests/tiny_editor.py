@@ -16,6 +16,7 @@ from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, N_POINTS, RIGHT_EYE,
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.fusion import FusionGenerator
 from faceedit.models.generator import Generator
+from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.psp_encoder import GradualStyleEncoder
 from faceedit.models.stylegan2 import StyleGAN2
@@ -89,6 +90,25 @@ def make_editor(encoder_name: str = "efficientnet_lite", content: bool = False) 
         names = directions.names[:3]  # so that some attributes have no content direction
         editor = editor.with_fusion(make_fusion(generator, encoder, names), FusionConfig(tuple(names), FUSION_OPTIONS))
     return editor
+
+
+def make_latent_classifier(names: tuple[str, ...] = ("smile", "age", "glasses")) -> LatentClassifier:
+    """One to which each face has as much of an attribute as its code has of the direction."""
+    directions = make_editor().directions.vectors
+    classifier = LatentClassifier(names, DIM, rows=4, hidden=len(names))
+    with torch.no_grad():
+        for layer in (classifier.hidden[1], classifier.hidden[4], classifier.scores):
+            layer.weight.copy_(torch.eye(*layer.weight.shape))
+            layer.bias.zero_()
+        for i, name in enumerate(names):
+            flat = directions[name][:4].flatten()
+            classifier.hidden[1].weight[i] = flat / flat.square().sum()
+        # Far from zero, where the hidden layers are linear.
+        classifier.hidden[1].bias.fill_(100)
+        classifier.scores.bias.fill_(-100)
+    classifier.goals.fill_(0.6)
+    classifier.shortest.fill_(0.1)
+    return classifier.eval().requires_grad_(False)
 
 
 def frame_net() -> FrameNet:

@@ -30,6 +30,7 @@ class Attribute:
         aliases: Other names by which users may call it.
         free: Outputs that mean so nearly the same that they may move with it.
         among: Defined only on faces where this output is positive, or negative after a "-"; "" means on all.
+        worn: It is a thing that a face has or has not: who wears it already needs no more of it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Attribute:
     locality: Literal["local", "global"]
     aliases: tuple[str, ...] = ()
     among: str = ""
+    worn: bool = False
     free: tuple[str, ...] = ()
 
     @property
@@ -86,7 +88,7 @@ _TABLE = (
     Attribute("gender", "Male", 1, "masculine", "more masculine; negative is more feminine", "global", ("male", "masculine"),
               free=("5_o_Clock_Shadow", "Arched_Eyebrows", "Bushy_Eyebrows", "Goatee", "Heavy_Makeup", "Mustache", "No_Beard", "Rosy_Cheeks", "Sideburns", "Wearing_Lipstick", "Big_Nose", "Bald", "Receding_Hairline")),
     Attribute("glasses", "Eyeglasses", 1, "eyeglasses", "eyeglasses; negative takes them off", "local",
-              ("eyeglasses", "spectacles"),
+              ("eyeglasses", "spectacles"), worn=True,
               free=("Bags_Under_Eyes",)),
     Attribute("beard", "No_Beard", -1, "bearded", "a beard; negative shaves", "local", ("facial_hair",), among="Male",
               free=("5_o_Clock_Shadow", "Goatee", "Mustache", "Sideburns")),
@@ -116,7 +118,7 @@ _TABLE = (
               free=("Bags_Under_Eyes",)),
     Attribute("pale_skin", "Pale_Skin", 1, "pale", "paler skin; negative is darker", "global", ("pale",),
               free=("Rosy_Cheeks",)),
-    Attribute("hat", "Wearing_Hat", 1, "hat", "a hat; negative takes it off", "local", ("wearing_hat",),
+    Attribute("hat", "Wearing_Hat", 1, "hat", "a hat; negative takes it off", "local", ("wearing_hat",), worn=True,
               free=("Bald", *_HAIR)),
 )  # fmt: skip
 

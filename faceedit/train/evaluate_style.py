@@ -1,9 +1,10 @@
 """Directions measured, on generated faces that no training saw and on inversions of photographs.
 
 ``python -m faceedit.train evaluate style --judge FILE --identity FILE --lpips FILE --out FOLDER
-[--directions FILE] [--faces 500] [--photos DIR] [--figure]``
+[--directions FILE [--latent-classifier FILE]] [--faces 500] [--photos DIR] [--figure]``
 
-The judge is a classifier that was not used in training. Per attribute, with its own strengths:
+The judge is a classifier that was not used in training. Per attribute, with its own strengths, in the
+steps that users get: each face's own where there is a latent classifier:
 
 - success: the share of faces without the attribute that have it at +1, and at the top of its range; and
   of faces with it that have lost it at -1, and at the bottom (Wilson's 95 % intervals);
@@ -38,8 +39,9 @@ from faceedit.directions import Directions
 from faceedit.editor import FaceEditor
 from faceedit.errors import UsageError
 from faceedit.models.generator import Generator
+from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.results import Inversion
-from faceedit.train import figures
+from faceedit.train import figures, latent_classifier
 from faceedit.train.attributes import ATTRIBUTES
 from faceedit.train.classifier import AttributeClassifier
 from faceedit.train.evaluate_inversion import invert_all
@@ -64,10 +66,14 @@ class GeneratedFaces:
         n: How many.
         seed: From 0 to 2^31 - 1; faces of training have other seeds.
         full: Draw by the full pass instead.
+        known: Tells each face's steps; None moves all by the directions' own length.
     """
 
-    def __init__(self, generator: Generator, directions: Directions, n: int, seed: int, full: bool = False) -> None:
-        self.n = n
+    def __init__(
+        self, generator: Generator, directions: Directions, n: int, seed: int, full: bool = False,
+        known: LatentClassifier | None = None,
+    ) -> None:  # fmt: skip
+        self.n, self._known = n, known
         self.latents = mixed_latents(generator, n, seed=FIRST_SEED + seed, truncation=TRUNCATION, mixing=0.0)
         self.directions = directions
         generator = copy.deepcopy(generator).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
@@ -78,9 +84,14 @@ class GeneratedFaces:
         """See :class:`faceedit.train.measurement.Faces`."""
         codes = self.latents[list(rows)]
         if name is not None:
-            codes = codes + strength * self.directions.vectors[name]
+            codes = torch.stack([self._moved(code, {name: strength}) for code in codes])
         # One at a time, the fastest way on a CPU: its maps stay in the cache.
         return torch.cat([_reduced(self._render(code).float().clamp(-1, 1)) for code in codes.bfloat16().split(1)])
+
+    def _moved(self, code: Tensor, strengths: dict[str, float]) -> Tensor:
+        if self._known is not None:
+            strengths = self._known.applied(code, self.directions.vectors, strengths)
+        return code + self.directions.offset(strengths)
 
 
 class Photographs:
@@ -163,15 +174,18 @@ def describe_judge(path: Path, judge: AttributeClassifier) -> str:
 # --- command ------------------------------------------------------------------------------------
 
 
-def with_directions(editor: FaceEditor, directions: Directions) -> FaceEditor:
-    """The editor with other directions in place of its own."""
+def with_directions(
+    editor: FaceEditor, directions: Directions, known: LatentClassifier | None = None
+) -> FaceEditor:
+    """The editor with other directions, and what tells their steps, in place of its own."""
     attributes = {
         name: AttributeInfo(directions.ranges[name], directions.aliases[name]) for name in directions.names
     }
-    return FaceEditor(
+    changed = FaceEditor(
         dataclasses.replace(editor.config, attributes=attributes),
         editor.generator, editor.encoder, editor._frame_net, directions,
     )  # fmt: skip
+    return changed.with_latent_classifier(known)
 
 
 def choose(directions: Directions, wanted: Sequence[str] | None) -> list[str]:
@@ -197,6 +211,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--checkpoint", help="folder or Hub id; none takes the default")
     parser.add_argument("--directions", type=Path, help="directions file in place of the checkpoint's own")
+    parser.add_argument("--latent-classifier", type=Path, help="of these directions; none moves all faces by their length")
     parser.add_argument("--judge", required=True, type=Path, help="classifier that was not used in training")
     parser.add_argument("--identity", required=True, type=Path, help="from faceedit.train identity")
     parser.add_argument("--lpips", required=True, type=Path, help="LPIPS AlexNet weights, safetensors")
@@ -220,8 +235,11 @@ def main(argv: list[str]) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     editor = FaceEditor.from_pretrained(args.checkpoint)
+    if args.latent_classifier and not args.directions:
+        parser.error("--latent-classifier is one of other directions: give them with --directions")
     if args.directions:
-        editor = with_directions(editor, Directions.load(args.directions))
+        known = latent_classifier.load(args.latent_classifier) if args.latent_classifier else None
+        editor = with_directions(editor, Directions.load(args.directions), known)
     directions, generator = editor.directions, editor.generator
     names = choose(directions, args.attributes)
     judge = AttributeClassifier.load(args.judge)
@@ -231,20 +249,22 @@ def main(argv: list[str]) -> int:
         f"{'full pass' if args.full else 'early exit'}, {SIZE} px, L2 on pixels in [0, 1], "
         f"LPIPS v0.1 {networks[2].backbone}, identity by {type(networks[1]).__name__}"
     )
+    steps = "steps of each face's own length" if editor.latent_classifier else "steps of the directions' length"
     ranges = dict(directions.ranges)
     result: dict[str, Any] = {
         "directions": str(args.directions.name if args.directions else args.checkpoint or "default checkpoint"),
+        "steps": steps,
         "judge": judged, "pictures": picture, "ranges": ranges,
         "seed": args.seed, "first_seed": FIRST_SEED, "truncation": TRUNCATION,
     }  # fmt: skip
     photographs: Photographs | None = None
     if args.faces:
-        faces = GeneratedFaces(generator, directions, args.faces, args.seed, args.full)
+        faces = GeneratedFaces(generator, directions, args.faces, args.seed, args.full, editor.latent_classifier)
         report = Measurement(faces, directions, *networks, looks=args.looks, turns=args.turns).run(names)
         result["generated"] = report.to_dict()
         print(
             f"generated faces, n = {args.faces}, seed 2^31 + {args.seed}, truncation {TRUNCATION[0]}-{TRUNCATION[1]}; {picture} "
-            f"(first {min(args.looks, args.faces)} faces); judge {judged}; share (95 %)/faces that had to turn"
+            f"(first {min(args.looks, args.faces)} faces); judge {judged}; {steps}; share (95 %)/faces that had to turn"
         )
         print(table(report, ranges), flush=True)
         if args.figure:
@@ -260,7 +280,7 @@ def main(argv: list[str]) -> int:
         result["photographs"] = report.to_dict() | {"no face found, box given": photographs.missed}
         print(
             f"\nphotographs in {args.photos.name}, inverted and edited by FaceEditor, n = {photographs.n}; "
-            f"{picture}; judge {judged}"
+            f"{picture}; judge {judged}; {steps}"
         )
         print(table(report, ranges), flush=True)
     result["minutes"] = round((time.monotonic() - start) / 60, 1)

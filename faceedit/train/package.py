@@ -1,7 +1,7 @@
 """Put the trained parts together into a checkpoint folder.
 
 ``python -m faceedit.train package --generator FILE --encoder FILE --frame FILE --directions FILE --report FILE
---content FOLDER --card FILE --out faceedit/weights/default``
+[--latent-classifier FILE] --content FOLDER --card FILE --out faceedit/weights/default``
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.hub import load_module
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.fusion import FusionGenerator
+from faceedit.train import latent_classifier
 from faceedit.train.checkpoint import load_generator, read_tensors
 
 # Figures of `evaluate style` that go into the checkpoint, each attribute's own.
@@ -72,6 +73,7 @@ def main(argv: list[str]) -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True, help="style.json of `evaluate style` on these directions")
     parser.add_argument("--content", type=Path, help="run of the content stage; none packages the style branch alone")
+    parser.add_argument("--latent-classifier", type=Path, help="of these directions; none: strength 1 is their length")
     parser.add_argument("--attributes", nargs="+", metavar="NAME", help="those to ship, in this order; all, if not given")
     parser.add_argument("--licence", required=True)
     parser.add_argument("--looks", type=int, default=1, help="corrections that the encoder makes")
@@ -104,6 +106,9 @@ def main(argv: list[str]) -> int:
         provenance=json.loads(args.provenance.read_text()),
     )
     editor = FaceEditor(config, generator, encoder.float(), frame_net.float(), directions, args.card.read_text())
+    if args.latent_classifier:
+        known = latent_classifier.load(args.latent_classifier)
+        editor = editor.with_latent_classifier(known.without(set(known.attributes) - set(names)))
     if args.content:
         editor = editor.with_fusion(*load_fusion(args.content, editor))
     folder = editor.save_pretrained(args.out, overwrite=args.overwrite, dtype=torch.float16)

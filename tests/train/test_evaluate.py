@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from tiny_editor import make_editor
+from tiny_editor import make_editor, make_latent_classifier
 from tiny_evaluation import write_networks, write_photos
 
 from faceedit.directions import Directions
 from faceedit.editor import FaceEditor
 from faceedit.errors import UsageError
-from faceedit.train import evaluate, evaluate_style
+from faceedit.train import evaluate, evaluate_style, latent_classifier
 from faceedit.train.evaluate_style import GeneratedFaces, Photographs, choose, with_directions
 
 
@@ -51,6 +51,17 @@ def test_generated_faces_follow_their_seed_and_their_directions(editor):
     assert not torch.allclose(faces.latents, training)
 
 
+def test_generated_faces_are_moved_by_their_own_steps(editor):
+    classifier = make_latent_classifier()
+    faces = GeneratedFaces(editor.generator, editor.directions, 2, 0, known=classifier)
+    plain = GeneratedFaces(editor.generator, editor.directions, 2, 0)
+    for row in range(2):
+        step = classifier.step(faces.latents[row], editor.directions.vectors["smile"], "smile", -1)
+        assert step != 1.0
+        assert torch.equal(faces.draw([row], "smile", -0.5), plain.draw([row], "smile", -0.5 * step))
+    assert torch.equal(faces.draw([0], "beard", 1.0), plain.draw([0], "beard", 1.0))  # an attribute that it does not know
+
+
 def test_photographs_are_edited_as_the_editor_does(editor, photos):
     faces = Photographs(editor, photos)
     assert faces.n == 2 and not faces.missed
@@ -67,6 +78,9 @@ def test_other_directions_take_the_place_of_the_editors(editor):
     replaced = with_directions(editor, Directions({"bangs": torch.ones(8, 24)}, ranges={"bangs": (-2, 2)}))
     assert list(replaced.attributes) == ["bangs"] and replaced.attributes["bangs"].range == (-2, 2)
     assert list(editor.attributes) == ["smile", "age", "gender", "glasses", "beard"]
+    stepping = editor.with_latent_classifier(make_latent_classifier())
+    assert with_directions(stepping, editor.directions).latent_classifier is None
+    assert with_directions(editor, editor.directions, stepping.latent_classifier).latent_classifier is not None
 
 
 def test_only_attributes_that_the_judge_can_see_are_chosen():
@@ -88,17 +102,19 @@ def test_the_command_measures_both_kinds_of_faces_and_draws(editor, photos, netw
     sparse[3, :2] = 2.0
     directions = Directions({"smile": sparse, "beard": torch.ones(8, 24)}, ranges={"smile": (-1.5, 2.5)})
     directions.save(tmp_path / "d.safetensors")
+    latent_classifier.save(make_latent_classifier(("smile",)), tmp_path / "steps.safetensors")
     out = tmp_path / "out"
     threads = torch.get_num_threads()
     try:
         arguments = [*networks, f"--directions={tmp_path / 'd.safetensors'}", f"--without={tmp_path / 'd.safetensors'}",
+                     f"--latent-classifier={tmp_path / 'steps.safetensors'}",
                      "--faces=5", "--looks=3", f"--photos={photos}", f"--out={out}", "--figure"]  # fmt: skip
         assert evaluate.main(["style", *arguments]) == 0
     finally:
         torch.set_num_threads(threads)
     text = capsys.readouterr().out
     judge = "efficientnet-lite0, half B, seed 7"
-    for said in ("n = 5", "n = 2", "64 px", "pixels in [0, 1]", "alexnet", "DlibFaceNet", judge, "2^31 + 0"):
+    for said in ("n = 5", "n = 2", "64 px", "pixels in [0, 1]", "alexnet", "DlibFaceNet", judge, "2^31 + 0", "each face's own length"):
         assert said in text, said
     result = json.loads((out / "style.json").read_text())
     assert result["ranges"]["smile"] == [-1.5, 2.5] and result["first_seed"] == 2**31
@@ -110,6 +126,9 @@ def test_the_command_measures_both_kinds_of_faces_and_draws(editor, photos, netw
 
 
 def test_nothing_to_measure_is_refused(networks, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["style", *networks, "--latent-classifier=steps.safetensors", f"--out={tmp_path}"])
+    assert "--directions" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate.main(["style", *networks, "--faces=0", f"--out={tmp_path}"])
     assert "--photos" in capsys.readouterr().err
