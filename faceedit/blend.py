@@ -9,10 +9,13 @@ picture always is, and there the style branch's own picture says whether the edi
 photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost; and an edit that
 changes what is beside the face, and not its colours alone, has moved a silhouette, and shows only where the two are
 the same. An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed,
-but for hair that hangs over it from the sides.
+but where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
+forehead, too, as far as no hair is in its way.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -34,6 +37,7 @@ _UNLIKE = (0.02, 0.05)  # local difference of photograph and style branch: silho
 _OVER = (0.035, 0.08)  # the same product near the rim of the face: of skin alone, of hair that hangs over it
 _RIM = 20  # how far from its outline the face may be covered, in pixels
 _MOUTH = (0.58, 0.66)  # heights from above which hair hangs, and below which jaws and chins are
+_FOREHEAD = 0.1  # how far it reaches above the brows, where outlines end, in sides of the crop
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
@@ -115,11 +119,16 @@ def _face(outline: Tensor | None, size: int) -> Tensor:
         x, y, half_width, half_height = _FACE
         distance = torch.hypot((position[None, :] - x) / half_width, (position[:, None] - y) / half_height)
         return 1 - _smoothstep(distance, 0.9, 1.15)[None, None]
-    filled = Image.new("1", (size, size))
-    ImageDraw.Draw(filled).polygon([(x, y) for x, y in (outline * size).tolist()], fill=1)
-    inside = torch.from_numpy(np.array(filled)).float()[None, None]
     # Widened, for a beard grows on the outline itself.
-    return _blur(_widened(inside, 4), 3)
+    return _blur(_widened(_filled([outline], size), 4), 3)
+
+
+def _filled(outlines: Sequence[Tensor], size: int) -> Tensor:
+    """Polygons ``(N, 2)`` in sides of the picture, filled: ``(1, 1, size, size)``."""
+    picture = Image.new("1", (size, size))
+    for outline in outlines:
+        ImageDraw.Draw(picture).polygon([(x, y) for x, y in (outline * size).tolist()], fill=1)
+    return torch.from_numpy(np.array(picture)).float()[None, None]
 
 
 def _trust(
@@ -128,7 +137,7 @@ def _trust(
     """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
     agree = agreement(crop[None], before[None])
     size = agree.shape[-1]
-    face, covered = _face(outline, size), torch.zeros(())
+    face, covered, forehead = _face(outline, size), torch.zeros(()), torch.zeros(())
     if drawn is not None:
         small = F.interpolate(drawn[None], (size, size), mode="bilinear", align_corners=False)
         unlike = _difference(_small(crop[None]), small)
@@ -140,10 +149,15 @@ def _trust(
         height = (torch.arange(size) + 0.5)[:, None] / size
         side = _blur(_widened(1 - face, _RIM), 3) * (1 - _smoothstep(height, *_MOUTH))
         covered = _blur(_widened(_smoothstep(unlike * change, *_OVER) * side, 5), 4)
+        if outline is not None:
+            up = [outline - torch.tensor([0, part * _FOREHEAD]) for part in (0, 0.25, 0.5, 0.75, 1)]
+            forehead = _blur(_filled(up, size), 4) * (1 - _blur(_widened(ghost, 5), 4))
     near = _widened(face, 20)
     within, beside = ((change * part).sum() / part.sum().clamp_min(1) for part in (face, 1 - near))
     whole = _smoothstep(beside / within.clamp_min(1e-6), *_WHOLE)
-    return torch.maximum(agree * torch.maximum(_blur(near, 4), whole), face) * (1 - covered)
+    # New glasses may lie over hair, new years may not; but those show on foreheads.
+    believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(near, 4), whole), face), forehead * whole)
+    return believed * (1 - covered * whole)
 
 
 def compose(

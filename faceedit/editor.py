@@ -287,10 +287,11 @@ class FaceEditor:
         }
         editor = self._with(config=dataclasses.replace(self._config, attributes=attributes), directions=merged)
         classifier = self._latent_classifier
-        if classifier is not None and set(new) & set(classifier.attributes):
-            # It learned how far faces are from an attribute along the old directions.
-            return editor.with_latent_classifier(classifier.without(new))
-        return editor
+        if classifier is None or not set(new) & set(classifier.attributes):
+            return editor
+        # It learned how far faces are from an attribute along the old directions.
+        known = set(classifier.attributes) - set(new)
+        return editor.with_latent_classifier(classifier.without(new) if known else None)
 
     def with_fusion(self, fusion: FusionGenerator | None, config: FusionConfig | None) -> FaceEditor:
         """The same editor with another content branch, or none; this one stays as it is.

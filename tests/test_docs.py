@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_editor import make_editor, photo
 
 import faceedit.faces
-from faceedit import FaceEditor, cli, errors
+from faceedit import FaceEditor, cli, errors, hub
 from faceedit.cli import commands, conversion
 from faceedit.directions import Directions
 from faceedit.faces import Face
@@ -181,3 +181,13 @@ def test_no_figure_is_still_to_be_measured(document):
     """Fails until every placeholder has been replaced by a measured figure, or its row removed."""
     left = [n for n, line in enumerate(document.read_text().splitlines(), 1) if "TBD" in line]
     assert not left, f"{document.name}: TBD in lines {', '.join(map(str, left))}"
+
+
+def test_the_default_checkpoint_knows_the_steps_of_all_its_attributes():
+    """As conventions.md says of strengths; and that nobody gets a second pair of glasses."""
+    described, tensors = hub.load_checkpoint(ROOT / "faceedit" / "weights" / "default")
+    known = described.latent_classifier
+    assert set(known.attributes) == set(described.attributes) and known.options["among"] == {"beard": "gender"}
+    shortest = dict(zip(known.attributes, tensors["latent_classifier.shortest"].tolist()))
+    assert [name for name, length in shortest.items() if length == 0] == ["glasses"]
+    assert (tensors["latent_classifier.goals"] != 0).any(1).all()

@@ -299,6 +299,8 @@ def test_directions_of_ones_own_have_one_length_for_all_faces(stepping, found):
     assert face.applied["smile"] == 1.0 and face.applied["age"] != 1.0
     hat = Directions({"hat": torch.ones(ROWS, DIM)})
     assert stepping.load_directions(hat).latent_classifier is stepping.latent_classifier
+    every = Directions({name: torch.ones(ROWS, DIM) for name in ("smile", "age", "glasses")})
+    assert stepping.load_directions(every, replace=True).latent_classifier is None
 
 
 # Refining with the photograph's content

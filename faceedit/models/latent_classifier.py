@@ -31,7 +31,6 @@ class LatentClassifier(nn.Module):
         hidden: Units of the hidden layers.
         among: Attribute to the one without which it is not defined, as a beard is on men ("gender"); with a "-" before
             the one with which it is not, as makeup is on women ("-gender").
-        undefined: Length of the step of faces on which the attribute is not defined, in lengths of the direction.
         dropout: Of the inputs of the hidden layers, in training.
 
     Raises:
@@ -40,14 +39,13 @@ class LatentClassifier(nn.Module):
 
     def __init__(
         self, attributes: Sequence[str], style_dim: int = 512, rows: int = 10, hidden: int = 256,
-        among: Mapping[str, str] | None = None, undefined: float = 0.9, dropout: float = 0.3,
+        among: Mapping[str, str] | None = None, dropout: float = 0.3,
     ) -> None:  # fmt: skip
         super().__init__()
         self.attributes, self.rows, self.among = tuple(attributes), rows, dict(among or {})
         named = {*self.among, *(owner.removeprefix("-") for owner in self.among.values())}
         if unknown := named - set(self.attributes):
             raise UsageError(f"among: {', '.join(sorted(unknown))} is none of the attributes {', '.join(self.attributes)}")
-        self.undefined = undefined
         n = len(self.attributes)
         self.hidden = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(rows * style_dim, hidden), nn.LeakyReLU(0.2),
@@ -66,9 +64,7 @@ class LatentClassifier(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """The arguments that make one of this shape, but for attributes and the length of a row, as JSON values."""
-        return {
-            "rows": self.rows, "hidden": self.scores.in_features, "among": self.among, "undefined": self.undefined
-        }  # fmt: skip
+        return {"rows": self.rows, "hidden": self.scores.in_features, "among": self.among}
 
     def standardised(self, latents: Tensor) -> Tensor:
         """Codes ``(..., n_styles, dim)`` to the network's input ``(..., rows * dim)``."""
@@ -102,7 +98,7 @@ class LatentClassifier(nn.Module):
         Returns:
             The least length, in lengths of the direction and on a grid, at which the score reaches its goal;
             the attribute's longest where none does, and never below its shortest. Where that is 0, as for things
-            that are worn, it is 0 for a face that has the attribute already.
+            that are worn, it is 0 for a face that has the attribute already. 1 where the attribute is not defined.
         """
         index = self.attributes.index(attribute)
         shortest, longest = float(self.shortest[index]), float(self.longest[index])
@@ -111,7 +107,7 @@ class LatentClassifier(nn.Module):
         if (among := self.among.get(attribute)) is not None:
             sign, owner = (-1 if among.startswith("-") else 1), self.attributes.index(among.removeprefix("-"))
             if sign * scores[0, owner] < 0:
-                return self.undefined
+                return 1.0
         if sense > 0 and not shortest and scores[0, index] > 0:
             return 0.0
         reached = sense * scores[:, index] >= self.goals[index, 0 if sense > 0 else 1]

@@ -44,7 +44,7 @@ from faceedit.train import comparison, figures
 from faceedit.train.classifier import AttributeClassifier
 from faceedit.train.comparison import STYLE, UNEDITED, Branches, Networks
 from faceedit.train.evaluate_inversion import SIZE, invert_photo, read_index, reduced
-from faceedit.train.evaluate_style import FIRST_SEED, TRUNCATION, choose, describe_judge
+from faceedit.train.evaluate_style import FIRST_SEED, TRUNCATION, choose, describe_judge, steps_of
 from faceedit.train.identity import load_identity
 from faceedit.train.metrics import Estimate
 from faceedit.train.package import load_fusion
@@ -133,6 +133,8 @@ def photographs(
 def pairs(editor: FaceEditor, n: int, names: Sequence[str], *, seed: int = 0, preview: bool = False) -> Branches:
     """Generated faces of codes no training saw, inverted from 256 px; the truth is ``G(w + d)``.
 
+    Every face is moved by the directions' own length, for that is the truth's.
+
     Args:
         editor: Inverts and edits; its generator draws the truth.
         n: How many faces.
@@ -141,7 +143,7 @@ def pairs(editor: FaceEditor, n: int, names: Sequence[str], *, seed: int = 0, pr
         preview: Draw by the early exit, faces and truth too.
     """
     render = editor.generator.preview if preview else editor.generator
-    pile = _Pile()
+    pile, editor = _Pile(), editor.with_latent_classifier(None)
 
     def true(code: Tensor) -> Tensor:
         return reduced([(render(code[None].to(editor.device, editor.dtype))[0].float().cpu().clamp(-1, 1) + 1) / 2])
@@ -296,10 +298,10 @@ def main(argv: list[str]) -> int:
         "checkpoint": str(args.checkpoint or "default checkpoint"),
         "content": args.content and args.content.name,
         "variants": [name for name, _ in args.variant],
-        "pictures": picture, "judge": judged, "attributes": names, "intervals": "95 %",
+        "pictures": picture, "judge": judged, "attributes": names, "intervals": "95 %", "steps": steps_of(editor),
         "outside: change below": comparison.CHANGED,
     }  # fmt: skip
-    print(f"{picture}; judge {judged}; each figure (95 %)/faces", flush=True)
+    print(f"{picture}; judge {judged}; {steps_of(editor)}; each figure (95 %)/faces", flush=True)
 
     def write() -> None:
         result["minutes"] = round((time.monotonic() - start) / 60, 1)
@@ -332,7 +334,7 @@ def main(argv: list[str]) -> int:
         found = comparison.measure(faces, names, networks)
         result["generated pairs"] = plain(found) | {"seed": args.seed, "first_seed": FIRST_SEED, "truncation": TRUNCATION}
         print(f"\ngenerated pairs, n = {args.pairs}, seed 2^31 + {args.seed}, truncation {TRUNCATION[0]}-{TRUNCATION[1]}")
-        print(tables(found, "G(w + d)"), flush=True)
+        print(tables(found, "G(w + d), by the directions' own length"), flush=True)
     write()
     print(f"{result['minutes']} minutes; {args.out / 'content.json'}")
     return 0

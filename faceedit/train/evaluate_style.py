@@ -171,6 +171,11 @@ def describe_judge(path: Path, judge: AttributeClassifier) -> str:
     return f"{path.name} ({judge.body}, half {recipe.get('half') or 'A and B'}, seed {recipe.get('seed')})"
 
 
+def steps_of(editor: FaceEditor) -> str:
+    """How far strength 1 moves, in words."""
+    return "steps of each face's own length" if editor.latent_classifier else "steps of the directions' own length"
+
+
 # --- command ------------------------------------------------------------------------------------
 
 
@@ -249,7 +254,7 @@ def main(argv: list[str]) -> int:
         f"{'full pass' if args.full else 'early exit'}, {SIZE} px, L2 on pixels in [0, 1], "
         f"LPIPS v0.1 {networks[2].backbone}, identity by {type(networks[1]).__name__}"
     )
-    steps = "steps of each face's own length" if editor.latent_classifier else "steps of the directions' length"
+    steps = steps_of(editor)
     ranges = dict(directions.ranges)
     result: dict[str, Any] = {
         "directions": str(args.directions.name if args.directions else args.checkpoint or "default checkpoint"),

@@ -76,7 +76,6 @@ class LatentClassifierRecipe(TrainRecipe):
     shortest_global: Weight = 0.5  # the same, attributes that change all of the face
     longest: Positive = 1.5  # longest step
     longest_of: dict[str, Positive] = field(default_factory=dict)  # other longest steps, by attribute
-    undefined: Positive = 0.9  # step of faces on which the attribute is not defined
     goal: Weight = 2.2  # logit beyond the threshold that strength 1 is to reach, and -1 on the other side
     identity_local: Fraction = 0.8  # mean centred cosine that strength 1 keeps, attributes of a part of the face
     identity_global: Fraction = 0.6  # the same, attributes that change all of it
@@ -166,8 +165,7 @@ class LatentClassifierTask(Task):
     ) -> None:  # fmt: skip
         self.recipe, self.device = recipe, torch.device(device)
         self.trainable = model = LatentClassifier(
-            names, codes.shape[-1], min(recipe.rows, codes.shape[1]), recipe.hidden, among(names), recipe.undefined,
-            recipe.dropout,
+            names, codes.shape[-1], min(recipe.rows, codes.shape[1]), recipe.hidden, among(names), recipe.dropout
         )  # fmt: skip
         learned = codes[: -recipe.held_out, : model.rows].flatten(0, 1)
         model.latent_mean.copy_(learned.mean(0))

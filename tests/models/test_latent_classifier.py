@@ -86,12 +86,12 @@ def test_steps_lie_between_the_attributes_shortest_and_the_longest():
     assert model.step(code(), along(beard=2.0), "smile", 1) == pytest.approx(1.2)  # never gets there
 
 
-def test_faces_on_which_an_attribute_is_not_defined_take_a_step_of_one_length():
-    model = known(among={"beard": "gender"}, undefined=0.8)
-    assert model.step(code(gender=-1.0), along(beard=0.1), "beard", 1) == 0.8
+def test_faces_on_which_an_attribute_is_not_defined_take_the_directions_own_length():
+    model = known(among={"beard": "gender"})
+    assert model.step(code(gender=-1.0), along(beard=0.1), "beard", 1) == 1.0
     assert model.step(code(gender=1.0), along(beard=4.0), "beard", 1) == pytest.approx(0.25)
-    model = known(among={"beard": "-gender"}, undefined=0.8)
-    assert model.step(code(gender=1.0), along(beard=4.0), "beard", 1) == 0.8
+    model = known(among={"beard": "-gender"})
+    assert model.step(code(gender=1.0), along(beard=4.0), "beard", 1) == 1.0
     assert model.step(code(gender=-1.0), along(beard=4.0), "beard", 1) == pytest.approx(0.25)
 
 
