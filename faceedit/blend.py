@@ -56,9 +56,19 @@ def _blur(x: Tensor, radius: int) -> Tensor:
 
 
 def _widened(x: Tensor, radius: int) -> Tensor:
-    """Largest value in a square of ``2 radius + 1`` around each pixel, by rows and then by columns."""
-    size = 2 * radius + 1
-    return F.max_pool2d(F.max_pool2d(x, (1, size), 1, (0, radius)), (size, 1), 1, (radius, 0))
+    """Largest value in a square of ``2 radius + 1`` around each pixel of ``(B, C, H, W)``, by rows and then by columns.
+
+    Windows grow by doubling, which at these radii is several times faster than `max_pool2d`.
+    """
+    for dim in (-1, -2):
+        x = F.pad(x, [radius, radius, 0, 0] if dim == -1 else [0, 0, radius, radius], value=-torch.inf)
+        reach, left = 1, 2 * radius
+        while left:
+            step = min(reach, left)
+            length = x.shape[dim] - step
+            x = torch.maximum(x.narrow(dim, 0, length), x.narrow(dim, step, length))
+            reach, left = reach + step, left - step
+    return x
 
 
 def _smoothstep(x: Tensor, low: float, high: float) -> Tensor:

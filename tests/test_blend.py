@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from faceedit.blend import agreement, change_mask, compose
+from faceedit.blend import _widened, agreement, change_mask, compose
 
 
 def smooth(size, seed):
@@ -192,6 +192,12 @@ def test_an_edit_mostly_of_the_face_stays_near_it(beside, shown):
     torch.testing.assert_close(edited[:, deep], (crop + 0.1)[:, deep], rtol=0, atol=1e-3)
     far = edited[..., 240:] - crop[..., 240:]
     assert far.mean() > 0.9 * beside if shown else (torch.equal(edited[:, strip], crop[:, strip]) and not mask[strip].any())
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3, 4, 24])
+def test_widening_takes_the_largest_value_around(radius):
+    x = torch.rand(1, 1, 40, 50, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(_widened(x, radius), F.max_pool2d(x, 2 * radius + 1, 1, radius))
 
 
 def test_pictures_agree_where_they_are_alike():
