@@ -30,6 +30,7 @@ from faceedit.errors import ConfigError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.generator import Generator
 from faceedit.models.latent_classifier import LatentClassifier
+from faceedit.train import processes
 from faceedit.train.attributes import ATTRIBUTES
 from faceedit.train.checkpoint import load_encoder, load_generator, read_tensors, save_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
@@ -317,7 +318,8 @@ def main(argv: list[str]) -> int:
         crops = np.load(recipe.photos, mmap_mode="r")
         photographs = invert_crops(encoder.eval(), generator, crops, recipe.out / "photographs.safetensors")
     codes = draw_codes(mapper, vectors, photographs, recipe)
-    logits = label(generator, classifiers, codes, recipe.out / "logits.safetensors")
+    with processes.first_alone():
+        logits = label(generator, classifiers, codes, recipe.out / "logits.safetensors")
     scores = torch.stack([ATTRIBUTES[name].score(logits, classifiers.names) for name in names], 1)
     trainer = Trainer(LatentClassifierTask(recipe, names, codes, scores, device), recipe, device)
     trainer.run()
