@@ -38,6 +38,7 @@ _OVER = (0.035, 0.08)  # the same product near the rim of the face: of skin alon
 _RIM = 20  # how far from its outline the face may be covered, in pixels
 _MOUTH = (0.58, 0.66)  # heights from above which hair hangs, and below which jaws and chins are
 _FOREHEAD = 0.1  # how far it reaches above the brows, where outlines end, in sides of the crop
+_GROWN = (0.08, 0.14)  # local difference on a forehead: of wrinkles, of hair that grew over it
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
@@ -162,6 +163,7 @@ def _trust(
         if outline is not None:
             up = [outline - torch.tensor([0, part * _FOREHEAD]) for part in (0, 0.25, 0.5, 0.75, 1)]
             forehead = _blur(_filled(up, size), 4) * (1 - _blur(_widened(ghost, 5), 4))
+            forehead = forehead * (1 - _blur(_widened(_smoothstep(change, *_GROWN), 3), 3))
     near = _widened(face, 20)
     within, beside = ((change * part).sum() / part.sum().clamp_min(1) for part in (face, 1 - near))
     whole = _smoothstep(beside / within.clamp_min(1e-6), *_WHOLE)

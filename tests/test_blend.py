@@ -151,13 +151,15 @@ def test_hair_that_hangs_over_the_face_stays(rows, columns, unlike, everywhere, 
     assert mask[core].min() > 0.95 if shown else mask[core].max() < 0.15
 
 
-@pytest.mark.parametrize(("unlike", "height", "shown"), [(0.05, 0.1, True), (0.05, 0.0, False), (0.3, 0.1, False)])
-def test_an_edit_of_skin_and_hair_shows_on_the_forehead(unlike, height, shown, monkeypatch):
-    """Above the brows, where the face's outline ends, though hair above it is another's; but not on a fringe."""
+@pytest.mark.parametrize(("edit", "unlike", "height", "shown"), [
+    (0.06, 0.05, 0.1, True), (0.06, 0.05, 0.0, False), (0.06, 0.9, 0.1, False), (0.2, 0.05, 0.1, False),
+])  # fmt: skip
+def test_an_edit_of_skin_and_hair_shows_on_the_forehead(edit, unlike, height, shown, monkeypatch):
+    """Above the brows, where the face's outline ends, though hair above it is another's; but not on a fringe, nor as one."""
     monkeypatch.setattr("faceedit.blend._FOREHEAD", height)
     crop, skin, hair, brow = smooth(256, 0), torch.zeros(256, 256), torch.zeros(256, 256), torch.zeros(256, 256)
     skin[84:210, 80:176], hair[:76], brow[84:106, 80:176] = 1.0, 1.0, 1.0
-    after, drawn = crop + 0.2 * skin + 0.7 * hair, crop + 0.4 * hair + unlike * brow
+    after, drawn = crop + edit * skin + 0.7 * hair, crop + 0.4 * hair + unlike * brow
     _, mask = compose(crop, crop, after, drawn, box(0.3, 0.45, 0.7, 0.85))
     core = mask[96:100, 110:146]
     assert core.min() > 0.9 if shown else core.max() < 0.5
