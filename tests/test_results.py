@@ -120,4 +120,5 @@ def test_a_face_tells_what_was_done_to_it(inversion):
         strengths={"smile": 1.0},
         applied={"smile": 0.7},
     )
-    assert EditResult(image=None, faces=(face,)).faces[0].applied == {"smile": 0.7}
+    assert EditResult(image=None, faces=(face,)).faces[0].strengths == {"smile": 1.0}
+    assert face.applied == {"smile": 0.7}

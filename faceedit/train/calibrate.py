@@ -11,7 +11,6 @@ given less often rather than to somebody else. The tested range ends where a lar
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -28,10 +27,9 @@ from faceedit.directions import Directions
 from faceedit.errors import DataError, UsageError
 from faceedit.models.generator import Generator
 from faceedit.train.attributes import ATTRIBUTES, Attribute
-from faceedit.train.checkpoint import load_generator
 from faceedit.train.config import Count, Device, Fraction, Positive, Seed, Whole, read_recipe
 from faceedit.train.identity import IdentityNet, load_identity
-from faceedit.train.style_faces import Classifiers
+from faceedit.train.style_faces import Classifiers, load_networks
 from faceedit.train.synthetic import mixed_latents
 from faceedit.train.trainer import begin
 
@@ -172,9 +170,7 @@ def main(argv: list[str]) -> int:
     """Command line entry; see the module's docstring."""
     recipe = read_recipe(CalibrateRecipe, argv, "calibrate", __doc__)
     device = begin(recipe)
-    mapper = load_generator(recipe.generator)
-    generator = copy.deepcopy(mapper).to(device, torch.bfloat16, memory_format=torch.channels_last)
-    classifiers = Classifiers.load(recipe.classifiers).to(device)
+    mapper, generator, classifiers = load_networks(recipe.generator, recipe.classifiers, device)
     identity = load_identity(recipe.identity).to(device)
     vectors = load_file(recipe.directions)
     if unknown := set(recipe.attributes) - set(vectors):

@@ -11,7 +11,6 @@ themselves than it allows.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,17 +25,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from faceedit.directions import Directions
-from faceedit.errors import ConfigError
+from faceedit.errors import CheckpointError, ConfigError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.generator import Generator
 from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.train import processes
 from faceedit.train.attributes import ATTRIBUTES
-from faceedit.train.checkpoint import load_encoder, load_generator, read_tensors, save_tensors
+from faceedit.train.calibrate import look
+from faceedit.train.checkpoint import load_encoder, read_metadata, read_tensors, save_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
 from faceedit.train.data import digest
 from faceedit.train.identity import IdentityNet, load_identity
-from faceedit.train.style_faces import Classifiers, invert_crops
+from faceedit.train.style_faces import Classifiers, invert_crops, load_networks
 from faceedit.train.synthetic import mixed_latents
 from faceedit.train.task import Share, Task, random_source
 from faceedit.train.trainer import Trainer, begin
@@ -210,11 +210,12 @@ def load(path: Path) -> LatentClassifier:
     """Read what :func:`save` wrote, in evaluation mode.
 
     Raises:
-        CheckpointNotFoundError, CheckpointError: There is no such file, or it is damaged.
+        CheckpointNotFoundError, CheckpointError: There is no such file, or it is damaged or of another kind.
     """
     tensors = read_tensors(path)
-    with safe_open(str(path), "pt") as file:
-        header = file.metadata()
+    header = read_metadata(path)
+    if not {"attributes", "options"} <= header.keys() or "latent_mean" not in tensors:
+        raise CheckpointError(f"{str(path)!r} holds no latent classifier. Give what the latent-classifier stage wrote.")
     model = LatentClassifier(json.loads(header["attributes"]), len(tensors["latent_mean"]), **json.loads(header["options"]))
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
@@ -261,37 +262,33 @@ def set_goals(
         codes: ``(n, n_styles, dim)`` of the faces.
         recipe: Every number.
     """
-
-    def pictures(codes: Tensor) -> Tensor:
-        return torch.cat([generator.preview(code).float() for code in codes.to(generator.mean_latent).split(1)])
-
     longest = float(model.longest.max())
     lengths = [longest * part for part in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)]
-    before = pictures(codes)
-    persons, logits = identity.describe(before), classifiers(before).cpu()
+    both_ways = [sense * length for sense in SENSES for length in lengths[1:]]
+    unmoved = codes.to(generator.mean_latent).split(1)
+    logits = classifiers(torch.cat([generator.preview(code).float() for code in unmoved])).cpu()
     lines = []
     for index, name in enumerate(tqdm(model.attributes, desc="goals", mininterval=5)):
         attribute = ATTRIBUTES[name]
-        for column, sense in enumerate(SENSES):
-            kept, scores = [torch.ones(len(codes))], [sense * attribute.score(logits, classifiers.names)]
-            for length in lengths[1:]:
-                moved = pictures(codes + sense * length * directions[name])
-                kept.append((identity.describe(moved) * persons).sum(1).cpu())
-                scores.append(sense * attribute.score(classifiers(moved).cpu(), classifiers.names))
+        before = attribute.score(logits, classifiers.names)[None]
+        found, persons = look(generator, classifiers, identity, attribute, codes, directions[name], both_ways)
+        halves = zip(SENSES, found.chunk(2), persons.chunk(2), strict=True)
+        for column, (sense, found, persons) in enumerate(halves):
+            kept, scores = torch.cat((torch.ones_like(before), persons)), sense * torch.cat((before, found))
             steps = {}
             for goal in torch.arange(LOWEST_GOAL, recipe.goal + 0.05, 0.1).tolist():
                 model.goals[index, column] = goal
                 steps[goal] = torch.tensor([model.step(code, directions[name], name, sense) for code in codes])
             bar = recipe.identity_local if attribute.locality == "local" else recipe.identity_global
             bar = recipe.identity_bars.get(f"{name}{'+' if sense > 0 else '-'}", recipe.identity_bars.get(name, bar))
-            goal = best_goal(lengths, torch.stack(kept), steps, bar)
+            goal = best_goal(lengths, kept, steps, bar)
             model.goals[index, column] = goal
             lacking = attribute.lacking(logits, classifiers.names, sense)
             taken = steps[goal]
-            turned = interpolated(lengths, torch.stack(scores), taken)[lacking] > 0
+            turned = interpolated(lengths, scores, taken)[lacking] > 0
             lines.append(
                 f"  {name:<12}{sense:+d}  goal {goal:+.1f}, mean step {float(taken.mean()):.2f}, identity "
-                f"{float(interpolated(lengths, torch.stack(kept), taken).mean()):.2f} (at least {bar:g}), turned "
+                f"{float(interpolated(lengths, kept, taken).mean()):.2f} (at least {bar:g}), turned "
                 + (f"{float(turned.float().mean()):.0%} of {len(turned)}" if len(turned) else "none, for none lacks it")
             )
     return lines
@@ -304,9 +301,7 @@ def main(argv: list[str]) -> int:
     """Command line entry; see the module's docstring."""
     recipe = read_recipe(LatentClassifierRecipe, argv, "latent-classifier", __doc__)
     device = begin(recipe)
-    mapper = load_generator(recipe.generator)
-    generator = copy.deepcopy(mapper).to(device, torch.bfloat16, memory_format=torch.channels_last)
-    classifiers = Classifiers.load(recipe.classifiers).to(device)
+    mapper, generator, classifiers = load_networks(recipe.generator, recipe.classifiers, device)
     directions = Directions.load(recipe.directions)
     names = [name for name in directions.names if name in ATTRIBUTES]
     vectors = torch.stack([directions.vectors[name] for name in names])

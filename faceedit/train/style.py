@@ -31,7 +31,6 @@ and L2 see them at half of that.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import dataclass
@@ -47,13 +46,13 @@ from faceedit.errors import ConfigError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.generator import Generator
 from faceedit.train.attributes import ATTRIBUTES, Attribute
-from faceedit.train.checkpoint import load_generator, save_tensors
+from faceedit.train.checkpoint import save_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
 from faceedit.train.crops import to_unit
 from faceedit.train.identity import IdentityNet, load_identity
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.proximal import ProximalStep, soft_threshold
-from faceedit.train.style_faces import Classifiers, StyleFaces, invert_crops, look_at
+from faceedit.train.style_faces import Classifiers, StyleFaces, invert_crops, load_networks, look_at
 from faceedit.train.synthetic import mixed_latents
 from faceedit.train.task import Share, Task, random_source
 from faceedit.train.trainer import Trainer, begin
@@ -312,10 +311,7 @@ def root_correlation(w: Tensor) -> Tensor:
 
 def build(recipe: StyleRecipe, device: torch.device) -> StyleBranch:
     """The task of a recipe: networks loaded, photographs inverted, every face drawn."""
-    mapper = load_generator(recipe.generator)
-    # Faces are drawn in bfloat16, on any device: what is learned here is far coarser.
-    generator = copy.deepcopy(mapper).to(device, torch.bfloat16, memory_format=torch.channels_last)
-    classifiers = Classifiers.load(recipe.classifiers).to(device)
+    mapper, generator, classifiers = load_networks(recipe.generator, recipe.classifiers, device)
     codes = mixed_latents(mapper, recipe.faces, seed=recipe.seed + 1, truncation=(0.6, 1.0), mixing=0.3)
     recipe.out.mkdir(parents=True, exist_ok=True)
     if recipe.encoder and recipe.photos and recipe.real:

@@ -17,14 +17,14 @@ from tqdm import tqdm
 from faceedit.errors import UsageError
 from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
-from faceedit.train.checkpoint import save_tensors
+from faceedit.train.checkpoint import load_generator, save_tensors
 from faceedit.train.classifier import AttributeClassifier
 from faceedit.train.crops import framed, to_unit
 from faceedit.train.data import digest
 from faceedit.train.synthetic import generated_faces
 from faceedit.train.views import canonical_view
 
-__all__ = ["Classifiers", "StyleFaces", "invert_crops", "look_at"]
+__all__ = ["Classifiers", "StyleFaces", "invert_crops", "load_networks", "look_at"]
 
 
 class Classifiers(nn.Module):
@@ -54,6 +54,18 @@ class Classifiers(nn.Module):
         view = canonical_view(pictures.float()).contiguous(memory_format=torch.channels_last)
         both = torch.cat((view, view.flip(3)))
         return torch.stack([model(both).float().unflatten(0, (2, -1)).mean(0) for model in self.models]).mean(0)
+
+
+def load_networks(
+    generator: Path, classifiers: Sequence[Path], device: torch.device
+) -> tuple[Generator, Generator, Classifiers]:
+    """What faces are made with: the generator as its file has it, a copy that draws, and the classifiers that look.
+
+    The copy is in bfloat16 on the device, whatever that is: what is learned from its pictures is far coarser.
+    """
+    mapper = load_generator(generator)
+    drawing = copy.deepcopy(mapper).to(device, torch.bfloat16, memory_format=torch.channels_last)
+    return mapper, drawing, Classifiers.load(classifiers).to(device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from banded_world import DIM, NAMES, ROWS, Classifier, Generator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_editor import make_editor
 from tiny_evaluation import write_networks
 
 from faceedit.directions import Directions
-from faceedit.errors import CheckpointNotFoundError, ConfigError
+from faceedit.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from faceedit.train import latent_classifier as stage
 from faceedit.train.latent_classifier import (
     LatentClassifierRecipe, LatentClassifierTask, among, best_goal, draw_codes, interpolated, label, load, save, set_goals,
@@ -185,6 +185,9 @@ def test_files_are_read_as_they_were_written(learned, tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     with pytest.raises(CheckpointNotFoundError):
         load(tmp_path / "none.safetensors")
+    save_file({"directions.smile": torch.ones(2, 3)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="no latent classifier"):
+        load(tmp_path / "other.safetensors")
 
 
 def test_contradictions_are_refused():

@@ -289,9 +289,9 @@ def test_calibrated_directions_join_those_of_another_file(tmp_path, monkeypatch,
     old, new = (Directions({"age": torch.full((ROWS, DIM), v), "beard": torch.ones(ROWS, DIM)}, ranges={"age": (-v, v)}) for v in (2.0, 3.0))
     old.save(base)
     save_file({"age": new.vectors["age"]}, raw)
-    for name in ("load_generator", "load_identity", "mixed_latents"):
+    for name in ("load_identity", "mixed_latents"):
         monkeypatch.setattr(calibration, name, lambda *_, **__: torch.nn.Identity())
-    monkeypatch.setattr(calibration.Classifiers, "load", lambda paths: torch.nn.Identity())
+    monkeypatch.setattr(calibration, "load_networks", lambda *_: [torch.nn.Identity()] * 3)
     monkeypatch.setattr(calibration, "calibrate", lambda generator, classifiers, identity, vectors, codes, recipe: (vectors, {"age": (-1.5, 1.5)}))
     files = [f"--{name}={tmp_path}" for name in ("generator", "classifiers", "identity")]
     assert calibration.main([*files, f"--directions={raw}", f"--base={base}", f"--out={out}", "--device=cpu"]) == 0
