@@ -39,6 +39,12 @@ _RIM = 20  # how far from its outline the face may be covered, in pixels
 _MOUTH = (0.58, 0.66)  # heights from above which hair hangs, and below which jaws and chins are
 _FOREHEAD = 0.1  # how far it reaches above the brows, where outlines end, in sides of the crop
 _GROWN = (0.08, 0.14)  # local difference on a forehead: of wrinkles, of hair that grew over it
+_FRINGE = (1.5, 2.2)  # an edit's mean difference on the forehead, in that within the face: of skin, of hair that falls there
+_BARE = (0.13, 0.18)  # mean difference of photograph and style branch there: a forehead, a hat or another's hair
+_BROWS = 0.04  # how far below the top of the face's outline a fringe may reach, in sides of the crop
+_COLOUR = (0.7, 0.9)  # mean local structure of the pictures before and after in hair: another's, the same in other colours
+_HAIR = (1.0, 1.6)  # an edit's mean difference beside the face, in that within: of the face first, of hair first
+_OTHER = (0.12, 0.20)  # local difference of photograph and style branch: hair of some colour, a hat or a scarf
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
@@ -143,18 +149,22 @@ def _filled(outlines: Sequence[Tensor], size: int) -> Tensor:
 
 
 def _trust(
-    crop: Tensor, before: Tensor, after: Tensor, change: Tensor, drawn: Tensor | None, outline: Tensor | None
-) -> Tensor:
+    crop: Tensor, before: Tensor, after: Tensor, change: Tensor, drawn: Tensor | None, outline: Tensor | None,
+    person: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
     agree = agreement(crop[None], before[None])
     size = agree.shape[-1]
-    face, covered, forehead = _face(outline, size), torch.zeros(()), torch.zeros(())
+    face, covered, forehead, hair = _face(outline, size), torch.zeros(()), torch.zeros(()), torch.zeros(())
+    if person is not None:
+        person = F.interpolate(person[None, None], (size, size), mode="bilinear", align_corners=False)
     if drawn is not None:
         small = F.interpolate(drawn[None], (size, size), mode="bilinear", align_corners=False)
         unlike = _difference(_small(crop[None]), small)
         ghost = _smoothstep(unlike * change, *_GHOST)
         moved = _smoothstep(unlike, *_UNLIKE) * _smoothstep(change * (1 - face), *_MOVED)
-        moved = moved * (1 - _smoothstep(_structure(before, after), *_SAME))
+        structure = _structure(before, after)
+        moved = moved * (1 - _smoothstep(structure, *_SAME))
         # Wide, for half of a change of hair is worse than none.
         agree = agree * (1 - _blur(_widened(ghost, 24), 8)) * (1 - _blur(_widened(moved, 6), 4))
         height = (torch.arange(size) + 0.5)[:, None] / size
@@ -165,16 +175,39 @@ def _trust(
             forehead = _blur(_filled(up, size), 4) * (1 - _blur(_widened(ghost, 5), 4))
             forehead = forehead * (1 - _blur(_widened(_smoothstep(change, *_GROWN), 3), 3))
     near = _widened(face, 20)
-    within, beside = ((change * part).sum() / part.sum().clamp_min(1) for part in (face, 1 - near))
-    whole = _smoothstep(beside / within.clamp_min(1e-6), *_WHOLE)
+    within, beside = (_mean(change, part) for part in (face, 1 - near))
+    whole = _smoothstep(beside / within, *_WHOLE)
+    if drawn is not None and person is not None:
+        hair = _smoothstep(_blur(structure, 4), *_COLOUR) * (1 - _blur(_smoothstep(unlike, *_OTHER), 8))
+        hair = hair * _smoothstep(_mean(change, (1 - near) * person) / within, *_HAIR)
+        if outline is not None:
+            hair = torch.maximum(hair, _fringe(change, unlike, face, outline))
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(near, 4), whole), face), forehead * whole)
-    return believed * (1 - covered * whole)
+    believed = torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair)
+    return believed if person is None else believed * _blur(_widened(person, 3), 2)
+
+
+def _mean(change: Tensor, part: Tensor) -> Tensor:
+    """Mean of a map over a part of it, a scalar above 0."""
+    return ((change * part).sum() / part.sum().clamp_min(1)).clamp_min(1e-6)
+
+
+def _fringe(change: Tensor, unlike: Tensor, face: Tensor, outline: Tensor) -> Tensor:
+    """How far an edit is one of hair that falls over the forehead, ``(1, 1, s, s)``: 0 or, above the brows, up to 1."""
+    size = change.shape[-1]
+    up = [outline - torch.tensor([0, part * 1.6 * _FOREHEAD]) for part in (0, 0.25, 0.5, 0.75, 1)]
+    above = _filled(up, size) * (1 - _widened(_filled([outline], size), 4))
+    height = (torch.arange(size) + 0.5)[:, None] / size - float(outline[:, 1].min())
+    falls = _smoothstep(_mean(change, above) / _mean(change, face), *_FRINGE)
+    bare = 1 - _smoothstep(_mean(unlike, above), *_BARE)
+    return falls * bare * (1 - _smoothstep(height, _BROWS, 3 * _BROWS))
 
 
 def compose(
-    crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = None, outline: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = None, outline: Tensor | None = None,
+    person: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The edited crop.
 
     Args:
@@ -185,6 +218,7 @@ def compose(
             refined; None for those that are not, or where it is not known.
         outline: ``(N, 2)``, the corners of a polygon around the face: (x, y) in sides of the crop from its top left
             corner; None where it is not known.
+        person: ``(P, P)`` in [0, 1], where the person is: nothing changes beside. None where it is not known.
 
     Returns:
         The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
@@ -197,7 +231,9 @@ def compose(
 
     change = change_mask(before, after)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    shown = _blur(_widened(_smoothstep(change, *_SHOW), 4), 3) * _trust(crop, before, after, change, drawn, outline)
+    shown = _blur(_widened(_smoothstep(change, *_SHOW), 4), 3) * _trust(
+        crop, before, after, change, drawn, outline, person
+    )
     replaced = _blur(_widened(_smoothstep(change, *_REPLACE), 3), 2)
     missing = (crop - before)[None]
     detail = missing[0] - full(_blur(_small(missing), 6))

@@ -118,10 +118,12 @@ class CropConfig:
         size: side of the crop in pixels.
         frame_net: arguments of the network that finds the crop's frame, as JSON values; None where
             the checkpoint has no such network.
+        person_net: the same of the network that finds the person in a crop.
     """
 
     size: int = 1024
     frame_net: dict[str, Any] | None = None
+    person_net: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "size")

@@ -31,6 +31,7 @@ from faceedit.models.fusion import FusionContent, FusionGenerator
 from faceedit.models.generator import Generator
 from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.models.mobile_stylegan import MobileStyleGAN
+from faceedit.models.person_net import PersonNet
 from faceedit.models.psp_encoder import GradualStyleEncoder
 from faceedit.models.stylegan2 import StyleGAN2
 from faceedit.results import EditedFace, EditResult, Inversion
@@ -76,6 +77,7 @@ class FaceEditor:
         fusion: Content branch and relevance maps on this generator and encoder; None edits by the
             style branch alone.
         latent_classifier: Tells how long a step of strength 1 is for each face; None takes the directions' own length.
+        person_net: Finds the person in a crop, beside whom nothing is edited; None: edits may show anywhere in the crop.
         readme: The checkpoint's model card, carried along by `save_pretrained`.
     """
 
@@ -89,6 +91,7 @@ class FaceEditor:
         readme: str = "",
         fusion: FusionGenerator | None = None,
         latent_classifier: LatentClassifier | None = None,
+        person_net: PersonNet | None = None,
     ) -> None:
         self._config = config
         self._generator = generator.eval().requires_grad_(False)
@@ -96,6 +99,7 @@ class FaceEditor:
         self._frame_net = frame_net.eval().requires_grad_(False) if frame_net is not None else None
         self._fusion = fusion.eval().requires_grad_(False) if fusion is not None else None
         self._latent_classifier = None if latent_classifier is None else latent_classifier.eval().requires_grad_(False)
+        self._person_net = person_net.eval().requires_grad_(False) if person_net is not None else None
         self._directions = directions
         self._readme = readme
 
@@ -148,6 +152,7 @@ class FaceEditor:
              "input_size": config.encoder.input_size, **config.encoder.options},
         )
         frame_net = None if config.crop.frame_net is None else _build({"frame_net": FrameNet}, "frame_net", config.crop.frame_net)
+        person_net = None if config.crop.person_net is None else _build({"person_net": PersonNet}, "person_net", config.crop.person_net)
         fusion = None if config.fusion is None else _build(
             {"fusion": FusionGenerator}, "fusion",
             {"generator": generator, "encoder": encoder, "attributes": config.fusion.attributes, **config.fusion.options},
@@ -159,7 +164,7 @@ class FaceEditor:
         )  # fmt: skip
         networks = {
             "generator": generator, "encoder": encoder, "frame_net": frame_net, "fusion": fusion,
-            "latent_classifier": latent_classifier,
+            "latent_classifier": latent_classifier, "person_net": person_net,
         }  # fmt: skip
         networks = {prefix: module for prefix, module in networks.items() if module is not None}
         unknown = [name for name in tensors if name.partition(".")[0] not in {*networks, "directions"}]
@@ -178,7 +183,7 @@ class FaceEditor:
         )
         readme = folder / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-        editor = cls(config, generator, encoder, frame_net, directions, text, fusion, latent_classifier)
+        editor = cls(config, generator, encoder, frame_net, directions, text, fusion, latent_classifier, person_net)
         return editor.to(device, dtype)
 
     def save_pretrained(
@@ -200,7 +205,7 @@ class FaceEditor:
         tensors = self._directions.to_tensors()
         modules = {
             "generator": self._generator, "encoder": self._encoder, "frame_net": self._frame_net, "fusion": self._fusion,
-            "latent_classifier": self._latent_classifier,
+            "latent_classifier": self._latent_classifier, "person_net": self._person_net,
         }  # fmt: skip
         for prefix, module in modules.items():
             if module is not None:
@@ -233,13 +238,14 @@ class FaceEditor:
             # Its copy draws with the generator's copy.
             fusion = copy.deepcopy(self._fusion, {id(self._generator): generator})
             fusion = fusion.to(device, dtype, memory_format=torch.channels_last)
-        # The frame net works with the detector and the latent classifier on single codes: both stay on the CPU.
+        # The nets that look at crops as they are cut, and the latent classifier, which looks at codes, stay on the CPU.
         return self._with(generator=generator, encoder=moved(self._encoder), fusion=fusion)
 
     def _with(self, **changes: Any) -> FaceEditor:
         """The same editor with other parts, named as in the constructor."""
         parts = (
-            "config", "generator", "encoder", "frame_net", "directions", "readme", "fusion", "latent_classifier"
+            "config", "generator", "encoder", "frame_net", "directions", "readme", "fusion", "latent_classifier",
+            "person_net",
         )  # fmt: skip
         return FaceEditor(**{part: changes.get(part, getattr(self, f"_{part}")) for part in parts})
 
@@ -477,6 +483,7 @@ class FaceEditor:
                 features=contents[i].maps,
                 drawn=contents[i].drawn,
                 outline=None if self._frame_net is None else self._frame_net.outline(targets[i]),
+                person=None if self._person_net is None else self._person_net.find(targets[i]),
                 crop=targets[i],
                 reconstruction=pictures[i],
                 frame=frame,
@@ -703,7 +710,8 @@ class FaceEditor:
             before = draw(inversion.latents, {}).image
         after = draw(latents, applied) if edits else _Fused(before, ())
         original = before if inversion.crop is None else _at(inversion.crop, before.shape[-1])
-        output, mask = compose(original, before, after.image, inversion.drawn if refine else None, inversion.outline)
+        drawn = inversion.drawn if refine else None
+        output, mask = compose(original, before, after.image, drawn, inversion.outline, inversion.person)
         styled = None if refine else after.image
         if refine and explain:
             styled = self._render(latents[None], preview)[0]

@@ -35,6 +35,8 @@ class Inversion:
             photograph, less of a refined edit is believed. None without a content branch.
         outline: float32 (N,2), (x,y) of the corners of a polygon around the face, up to its brows, in sides of the
             crop from its top left corner: within it every edit is believed. None without a frame net.
+        person: float32 (256,256) in [0,1], where in the crop the person is, with hair and what is worn: beside it
+            nothing is edited. None without a person net.
         crop: float32 (3,S,S) in [0,1], the aligned face as it was; None if it was not kept.
         reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it, refined if
             there is a content branch; None if it was not made.
@@ -49,6 +51,7 @@ class Inversion:
     features: tuple[Tensor, ...] = ()
     drawn: Tensor | None = None
     outline: Tensor | None = None
+    person: Tensor | None = None
     crop: Tensor | None = None
     reconstruction: Tensor | None = None
     frame: CropFrame | None = None
@@ -70,7 +73,7 @@ class Inversion:
             OutputExistsError: something is at `path` and `overwrite` is false.
             UsageError: `path` is a folder, or its folder does not exist.
         """
-        tensors = {name: getattr(self, name) for name in ("latents", "drawn", "outline", "crop", "reconstruction")}
+        tensors = {name: getattr(self, name) for name in ("latents", "drawn", "outline", "person", "crop", "reconstruction")}
         tensors.update({f"features.{level}": map_ for level, map_ in enumerate(self.features)})
         if self.frame is not None:
             frame = [*self.frame.center, *self.frame.x_axis]
@@ -122,6 +125,7 @@ class Inversion:
             features=tuple(tensors[f"features.{level}"] for level in range(levels)),
             drawn=tensors.get("drawn"),
             outline=tensors.get("outline"),
+            person=tensors.get("person"),
             crop=tensors.get("crop"),
             reconstruction=tensors.get("reconstruction"),
             frame=frame,

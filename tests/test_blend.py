@@ -196,6 +196,57 @@ def test_an_edit_mostly_of_the_face_stays_near_it(beside, shown):
     assert far.mean() > 0.9 * beside if shown else (torch.equal(edited[:, strip], crop[:, strip]) and not mask[strip].any())
 
 
+@pytest.mark.parametrize("size", [256, 512])
+def test_beside_the_person_nothing_changes(size):
+    """Not even in the face, whose outline may be wrong."""
+    crop, person = smooth(size, 0), (torch.arange(128) < 64).float().expand(128, 128)
+    edited, mask = compose(crop, crop, crop + 0.2, crop, box(0.25, 0.25, 0.75, 0.75), person)
+    assert mask[:, : round(0.47 * size)].min() > 0.95
+    beside = slice(round(0.56 * size), None)
+    assert torch.equal(edited[..., beside], crop[..., beside]) and not mask[:, beside].any()
+
+
+def crowned(size=256):
+    """Where a face, the forehead above it and the hair around both are: masks, and the face's outline."""
+    face, forehead, head = (torch.zeros(size, size) for _ in range(3))
+    face[112:208, 80:176], forehead[72:112, 80:176], head[16:230, 32:224] = 1.0, 1.0, 1.0
+    return face, forehead, head, box(80 / size, 112 / size, 176 / size, 208 / size)
+
+
+@pytest.mark.parametrize(("unlike", "other", "within", "everybody", "shown"), [
+    (0.1, False, 0.05, True, True),  # hair of another colour
+    (0.3, False, 0.05, True, False),  # the style branch drew something else there: a hat
+    (0.1, True, 0.05, True, False),  # another silhouette
+    (0.1, False, 0.4, True, False),  # an edit of the face first
+    (0.1, False, 0.05, False, False),  # nobody says where the person is
+])  # fmt: skip
+def test_hair_changes_its_colour(unlike, other, within, everybody, shown):
+    """Though the style branch drew hair that is not quite the photograph's: refined pictures have the photograph's."""
+    crop = 0.6 * smooth(256, 0)
+    face, forehead, head, outline = crowned()
+    hair = head * (1 - face) * (1 - forehead)
+    strands = grain(256, 0.15)[:1].repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :256, :256]
+    crop = crop + hair * strands
+    after = crop + 0.4 * hair + within * face
+    if other:
+        after = after - 2 * hair * strands
+    _, mask = compose(crop, crop, after, crop + unlike * hair, outline, head if everybody else None)
+    core = mask[140:180, 44:60]
+    assert core.min() > 0.9 if shown else core.max() < 0.4
+
+
+@pytest.mark.parametrize(("over", "unlike", "shown"), [(0.3, 0.05, True), (0.3, 0.25, False), (0.1, 0.05, False)])
+def test_a_fringe_falls_on_a_bare_forehead(over, unlike, shown):
+    """Where the edit is one of the forehead first, and the style branch saw a forehead as well."""
+    crop = 0.6 * smooth(256, 0)
+    face, forehead, head, outline = crowned()
+    strands = grain(256, 1.3)[:1].repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :256, :256]
+    after = crop + forehead * over * (1 + strands) + 0.1 * (head - forehead)
+    _, mask = compose(crop, crop, after, crop + unlike * forehead, outline, head)
+    core = mask[82:92, 100:156]
+    assert core.min() > 0.9 if shown else core.max() < 0.5
+
+
 @pytest.mark.parametrize("radius", [0, 1, 3, 4, 24])
 def test_widening_takes_the_largest_value_around(radius):
     x = torch.rand(1, 1, 40, 50, generator=torch.Generator().manual_seed(0))

@@ -68,7 +68,7 @@ def test_a_checkpoint_with_everything(desk, capsys):
     editor = FaceEditor.from_pretrained("out")
     assert editor.config.encoder.name == "e4e" and editor.config.licence == "mine"
     used = [(entry.get("file"), entry["used_for"]) for entry in editor.config.provenance]
-    assert used == [("r.pt", "generator"), ("e4e.pt", "encoder"), (None, "frame_net"), ("w.npy", "directions.smile")]
+    assert used == [("r.pt", "generator"), ("e4e.pt", "encoder"), (None, "frame_net and person_net"), ("w.npy", "directions.smile")]
     assert {tensor.dtype for name, tensor in hub.load_checkpoint("out")[1].items() if name.startswith("gen")} == {torch.float32}
 
     assert main(command.split()) == 1

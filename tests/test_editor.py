@@ -1,5 +1,6 @@
 """The editor's promises, shown on a tiny one with random weights."""
 
+import dataclasses
 import io
 import json
 import math
@@ -35,6 +36,7 @@ from faceedit.errors import (
     UsageError,
 )
 from faceedit.faces import Face
+from faceedit.models.person_net import PersonNet
 
 BOXES = [(20.0, 30.0, 50.0, 62.0), (80.0, 25.0, 104.0, 50.0), (60.0, 70.0, 78.0, 88.0)]
 LANDMARKS = np.array([(40, 40), (60, 40), (50, 50), (43, 62), (57, 62)])
@@ -367,6 +369,40 @@ def test_an_edit_is_held_to_the_outline_of_the_face(refining, found, composed):
     refining.edit(inversion, smile=1.0)
     refining.edit(inversion, smile=1.0, refine=False)
     assert composed[0][4] is composed[1][4] is inversion.outline
+
+
+@pytest.fixture
+def guarded(refining, monkeypatch):
+    """An editor whose person net finds somebody in the left half of every crop."""
+    monkeypatch.setattr(PersonNet, "find", lambda net, crop: (torch.arange(256) < 128).float().expand(256, 256))
+    config = dataclasses.replace(refining.config, crop=dataclasses.replace(refining.config.crop, person_net={}))
+    torch.manual_seed(0)
+    return refining._with(config=config, person_net=PersonNet())
+
+
+def test_beside_the_person_nothing_is_edited(guarded, refining, found, composed):
+    inversion = guarded.invert(photo())
+    assert inversion.person.shape == (256, 256) and refining.invert(photo()).person is None
+    for refine in (True, False):
+        face, free = (e.edit(inversion, smile=3.0, refine=refine, return_result=True).faces[0] for e in (guarded, refining))
+        assert composed[-1][5] is inversion.person
+        # What an inversion knows counts, whoever made it.
+        assert torch.equal(face.output, free.output)
+        beside = slice(int(0.7 * face.mask.shape[-1]), None)
+        assert not face.mask[:, beside].any() and face.mask.any()
+        assert torch.equal(face.output[..., beside], face.crop[..., beside])
+        unguarded = dataclasses.replace(inversion, person=None)
+        assert refining.edit(unguarded, smile=3.0, refine=refine, return_result=True).faces[0].mask[:, beside].any()
+
+
+def test_the_person_net_goes_into_the_checkpoint(guarded, tmp_path):
+    loaded = FaceEditor.from_pretrained(guarded.save_pretrained(tmp_path / "it", dtype=torch.float32))
+    assert loaded.config == guarded.config
+    weights, again = guarded._person_net.state_dict(), loaded._person_net.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+    rewrite(tmp_path / "it", lambda tensors: tensors.pop("person_net.stem.bias"))
+    with pytest.raises(CheckpointError, match="person_net.stem.bias"):
+        FaceEditor.from_pretrained(tmp_path / "it")
 
 
 def test_without_refining_the_style_branch_edits_as_if_there_were_no_other(refining, editor, found):

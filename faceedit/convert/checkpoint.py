@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from faceedit import hub
-from faceedit.config import AttributeInfo, CropConfig, EncoderConfig, GeneratorConfig, ModelConfig
+from faceedit.config import AttributeInfo, EncoderConfig, GeneratorConfig, ModelConfig
 from faceedit.convert import card, directions, nvidia, psp, rosinality, stylespace
 from faceedit.convert.recognise import DIRECTIONS, ENCODERS, FORMATS, GENERATORS, Source, sha256
 from faceedit.directions import ALIASES, Directions, translate_rows
@@ -128,8 +128,8 @@ def assemble(
 ) -> Checkpoint:
     """Put a checkpoint together.
 
-    The packaged checkpoint's crop network goes along: it finds FFHQ's frame, whatever the
-    generator. So do its directions, if the generator's W is StyleGAN2-FFHQ's, which is told by
+    The packaged checkpoint's networks for crop and person go along: they look at photographs, whatever
+    the generator. So do its directions, if the generator's W is StyleGAN2-FFHQ's, which is told by
     comparing the mapping networks.
 
     Args:
@@ -142,8 +142,9 @@ def assemble(
     tensors = {f"generator.{name}": value for name, value in generator.state_dict().items()}
     if made.encoder is not None:
         tensors |= {f"encoder.{name}": value for name, value in made.encoder.state_dict().items()}
-    tensors |= {name: value for name, value in default_tensors.items() if name.startswith("frame_net.")}
-    packaged = {"name": _PACKAGED, "licence": default_config.licence.partition(";")[0], "used_for": "frame_net"}
+    nets = ("frame_net", "person_net")
+    tensors |= {name: value for name, value in default_tensors.items() if name.partition(".")[0] in nets}
+    packaged = {"name": _PACKAGED, "licence": default_config.licence.partition(";")[0], "used_for": " and ".join(nets)}
     config = ModelConfig(
         generator=GeneratorConfig(
             "stylegan2", generator.resolution, generator.n_styles, generator.style_dim, _generator_options(generator)
@@ -151,7 +152,7 @@ def assemble(
         encoder=None if made.encoder is None else EncoderConfig(
             made.encoder_name, made.encoder.input_size, _encoder_options(made.encoder)
         ),
-        crop=CropConfig(generator.resolution, default_config.crop.frame_net),
+        crop=replace(default_config.crop, size=generator.resolution),
         licence=licence,
         provenance=[*({**entry, "licence": licence} if licence else entry for entry in made.provenance), packaged],
     )

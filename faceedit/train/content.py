@@ -387,10 +387,10 @@ def start_from(fusion: FusionGenerator, tensors: dict[str, Tensor]) -> None:
 
     Its levels may be the first of the fused ones, and narrower: what is new starts as in an untrained branch.
     Relevance maps that there is no place for are left out. Attributes that this run does not have stay at
-    strength 0 for good: their directions go into the layers' biases.
+    strength 0 for good: their directions go into the layers' biases. Those that only this run has start at 0.
 
     Raises:
-        CheckpointError: Its levels, widths or attributes are others. Nothing is changed.
+        CheckpointError: Its levels or widths are others. Nothing is changed.
     """
     wanted = fusion.state_dict()
     tensors = {key: value for key, value in tensors.items() if not key.startswith("maps.") or key in wanted}
@@ -406,13 +406,15 @@ def start_from(fusion: FusionGenerator, tensors: dict[str, Tensor]) -> None:
         # The first of `carry` is the second level's.
         if level and int(level[1]) + key.startswith("content.carry.") >= known > 0 or key.startswith("content.detail."):
             tensors.setdefault(key, value)
-        elif key.startswith(start) and key in tensors and tensors[key].shape[1:] == value.shape[1:]:
+        elif key.startswith(start) and key not in tensors:
+            tensors[key] = torch.zeros_like(value)
+        elif key.startswith(start) and tensors[key].shape[1:] == value.shape[1:]:
             tensors[key] = torch.cat((tensors[key].to(value), value[len(tensors[key]) :]))
         elif level and key in tensors and tensors[key].ndim == value.ndim and tensors[key].shape != value.shape:
             # The layer that enters reads the map of the level before, which is as wide as its own, before the generator's.
             last = fusion.content.extractors[int(level[1])].dim if ".enter." in key else 0
             tensors[key] = _widened(tensors[key], value, last, halves=".adain." in key)
-    hub.load_module(fusion, tensors, advice="It must be of the same levels, of widths no larger than these, and of no fewer attributes.")
+    hub.load_module(fusion, tensors, advice="It must be of the same levels, of widths no larger than these.")
 
 
 def _widened(narrow: Tensor, value: Tensor, last: int, halves: bool) -> Tensor:

@@ -186,10 +186,8 @@ def with_directions(
     attributes = {
         name: AttributeInfo(directions.ranges[name], directions.aliases[name]) for name in directions.names
     }
-    changed = FaceEditor(
-        dataclasses.replace(editor.config, attributes=attributes),
-        editor.generator, editor.encoder, editor._frame_net, directions,
-    )  # fmt: skip
+    config = dataclasses.replace(editor.config, attributes=attributes, fusion=None)
+    changed = editor._with(config=config, directions=directions, fusion=None)
     return changed.with_latent_classifier(known)
 
 

@@ -1,6 +1,6 @@
-"""Make the weights of the network that finds crop frames: ``python -m faceedit.train landmarks``.
+"""Make the weights of the networks that find crop frames and persons: ``python -m faceedit.train landmarks``.
 
-Nothing is trained: they are those of MediaPipe's face mesh, read from its wheel.
+Nothing is trained: they are those of MediaPipe's face mesh and selfie segmentation, read from its wheel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from faceedit.convert.face_mesh import convert
+from faceedit.convert import face_mesh, person_net
 from faceedit.models.frame_net import FrameNet
 from faceedit.train.checkpoint import save_tensors
 
@@ -31,11 +31,16 @@ def main(argv: Sequence[str]) -> int:
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="faceedit.train landmarks", description=summary)
     parser.add_argument("--mediapipe", required=True, type=Path, help="the wheel of mediapipe 0.10.21")
-    parser.add_argument("--out", required=True, type=Path, help="the network's weights, safetensors")
+    parser.add_argument("--out", required=True, type=Path, help="the frame net's weights, safetensors")
+    parser.add_argument("--person", type=Path, help="the person net's weights, safetensors; none leaves them out")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     net = FrameNet()
-    net.mesh.load_state_dict(convert(args.mediapipe))
-    save_tensors(net.state_dict(), args.out)
-    log.info("%d weights written to %s", sum(p.numel() for p in net.parameters()), args.out)
+    net.mesh.load_state_dict(face_mesh.convert(args.mediapipe))
+    made = {args.out: net.state_dict()}
+    if args.person:
+        made[args.person] = person_net.convert(args.mediapipe)
+    for path, weights in made.items():
+        save_tensors(weights, path)
+        log.info("%d weights written to %s", sum(w.numel() for w in weights.values()), path)
     return 0

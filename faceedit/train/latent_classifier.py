@@ -75,9 +75,11 @@ class LatentClassifierRecipe(TrainRecipe):
     clip: Weight = 0.0  # largest norm of the gradient; 0 does not clip
     shortest_local: Weight = 0.75  # shortest step, in lengths of the direction; none at all for worn things where they are
     shortest_global: Weight = 0.5  # the same, attributes that change all of the face
+    shortest_of: dict[str, Weight] = field(default_factory=dict)  # other shortest steps, by attribute
     longest: Positive = 1.5  # longest step
     longest_of: dict[str, Positive] = field(default_factory=dict)  # other longest steps, by attribute
     goal: Weight = 2.2  # logit beyond the threshold that strength 1 is to reach, and -1 on the other side
+    goal_of: dict[str, Weight] = field(default_factory=dict)  # other goals, by attribute
     identity_local: Fraction = 0.8  # mean centred cosine that strength 1 keeps, attributes of a part of the face
     identity_global: Fraction = 0.6  # the same, attributes that change all of it
     identity_bars: dict[str, Fraction] = field(default_factory=dict)  # other bars, by attribute, or attribute and sense: age-
@@ -176,7 +178,7 @@ class LatentClassifierTask(Task):
         for i, name in enumerate(names):
             kind = ATTRIBUTES[name]
             shortest = recipe.shortest_local if kind.locality == "local" else recipe.shortest_global
-            model.shortest[i] = 0.0 if kind.worn else shortest
+            model.shortest[i] = 0.0 if kind.worn else recipe.shortest_of.get(name, shortest)
             model.longest[i] = recipe.longest_of.get(name, recipe.longest)
         self.inputs = model.standardised(codes)
         self.targets = (scores - model.score_mean) / model.score_std
@@ -276,7 +278,7 @@ def set_goals(
         for column, (sense, found, persons) in enumerate(halves):
             kept, scores = torch.cat((torch.ones_like(before), persons)), sense * torch.cat((before, found))
             steps = {}
-            for goal in torch.arange(LOWEST_GOAL, recipe.goal + 0.05, 0.1).tolist():
+            for goal in torch.arange(LOWEST_GOAL, recipe.goal_of.get(name, recipe.goal) + 0.05, 0.1).tolist():
                 model.goals[index, column] = goal
                 steps[goal] = torch.tensor([model.step(code, directions[name], name, sense) for code in codes])
             bar = recipe.identity_local if attribute.locality == "local" else recipe.identity_global

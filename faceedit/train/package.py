@@ -23,6 +23,7 @@ from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.hub import load_module
 from faceedit.models.frame_net import FrameNet
 from faceedit.models.fusion import FusionGenerator
+from faceedit.models.person_net import PersonNet
 from faceedit.train import latent_classifier
 from faceedit.train.checkpoint import load_generator, read_tensors
 
@@ -72,6 +73,7 @@ def main(argv: list[str]) -> int:
     for name in ("generator", "encoder", "frame", "directions", "card", "provenance", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True, help="style.json of `evaluate style` on these directions")
+    parser.add_argument("--person", type=Path, help="the person net's weights; none: edits may show beside the person")
     parser.add_argument("--content", type=Path, help="run of the content stage; none packages the style branch alone")
     parser.add_argument("--latent-classifier", type=Path, help="of these directions; none: strength 1 is their length")
     parser.add_argument("--attributes", nargs="+", metavar="NAME", help="those to ship, in this order; all, if not given")
@@ -85,6 +87,10 @@ def main(argv: list[str]) -> int:
     encoder.load_state_dict(load_file(args.encoder))
     frame_net = FrameNet()
     frame_net.load_state_dict(load_file(args.frame))
+    person_net: PersonNet | None = None
+    if args.person:
+        person_net = PersonNet()
+        person_net.load_state_dict(read_tensors(args.person))
     learned = Directions.load(args.directions)
     report = json.loads(args.report.read_text())
     names = [learned.resolve(name) for name in args.attributes or learned.names]
@@ -100,12 +106,14 @@ def main(argv: list[str]) -> int:
     config = ModelConfig(
         generator=GeneratorConfig("mobile_stylegan", generator.resolution, generator.n_styles, generator.style_dim),
         encoder=EncoderConfig("efficientnet_lite", encoder.input_size, {"looks": args.looks}),
-        crop=CropConfig(generator.resolution, {}),
+        crop=CropConfig(generator.resolution, {}, None if person_net is None else {}),
         attributes=attributes,
         licence=args.licence,
         provenance=json.loads(args.provenance.read_text()),
     )
-    editor = FaceEditor(config, generator, encoder.float(), frame_net.float(), directions, args.card.read_text())
+    editor = FaceEditor(
+        config, generator, encoder.float(), frame_net.float(), directions, args.card.read_text(), person_net=person_net
+    )
     if args.latent_classifier:
         known = latent_classifier.load(args.latent_classifier)
         editor = editor.with_latent_classifier(known.without(set(known.attributes) - set(names)))

@@ -76,8 +76,10 @@ def test_an_editor_edits_with_them(kind, tmp_path):
     torch.testing.assert_close(after.edited * 2 - 1, expected.clamp(-1, 1), rtol=0, atol=1e-3)
     refined = editor.invert(picture, aligned=True, steps=3)
     assert not torch.equal(refined.latents, inversion.latents)
-    # A whole photograph goes through the packaged crop network.
-    assert editor.config.crop.frame_net == FaceEditor.from_pretrained().config.crop.frame_net
+    # A whole photograph goes through the packaged networks for crop and person.
+    packaged = FaceEditor.from_pretrained().config.crop
+    assert (editor.config.crop.frame_net, editor.config.crop.person_net) == (packaged.frame_net, packaged.person_net)
+    assert packaged.person_net is not None and inversion.person is not None
     assert made.tensors["frame_net.mesh.points.weight"].abs().sum() > 0
 
     entries = {entry["used_for"]: entry for entry in editor.config.provenance}

@@ -2,12 +2,12 @@
 
 import importlib.util
 import os
-import struct
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from tflite_file import tflite
 
 from faceedit.convert.face_mesh import convert
 from faceedit.errors import ConversionError
@@ -15,41 +15,6 @@ from faceedit.models.face_mesh import N_POINTS, FaceMesh
 
 WHEEL = os.environ.get("FACEEDIT_MEDIAPIPE_WHEEL")
 FILE = "mediapipe/modules/face_landmark/face_landmark.tflite"
-
-
-class FlatBuffer:
-    """Writes tables front to back: every reference points to what is written after it."""
-
-    def __init__(self, root):
-        self.data = bytearray(4)
-        struct.pack_into("<I", self.data, 0, self.table(root))
-
-    def table(self, fields):
-        """Fields by number: an int is stored in place, anything else behind a reference."""
-        start = len(self.data)
-        n = max(fields) + 1
-        places = [4 * (sorted(fields).index(i) + 1) if i in fields else 0 for i in range(n)]
-        self.data += struct.pack(f"<HH{n}H", 4 + 2 * n, 4 + 4 * len(fields), *places)
-        table = len(self.data)
-        self.data += struct.pack("<i", table - start) + bytes(4 * len(fields))
-        for i, value in fields.items():
-            here = table + places[i]
-            number = value if isinstance(value, int) else self.write(value) - here
-            struct.pack_into("<I", self.data, here, number)
-        return table
-
-    def write(self, value):
-        if isinstance(value, list):  # of tables
-            start = len(self.data)
-            self.data += struct.pack("<I", len(value)) + bytes(4 * len(value))
-            for i, fields in enumerate(value):
-                here = start + 4 + 4 * i
-                struct.pack_into("<I", self.data, here, self.table(fields) - here)
-            return start
-        start = len(self.data)
-        array = np.frombuffer(value.encode(), "u1") if isinstance(value, str) else value
-        self.data += struct.pack("<I", len(array)) + array.tobytes()
-        return start
 
 
 def foreign(state):
@@ -73,14 +38,6 @@ def foreign(state):
         rows = constants[name].unflatten(0, (N_POINTS, 2))
         constants[name] = torch.cat((rows, torch.full_like(rows[:, :1], 7.0)), 1).flatten(0, 1)
     return constants
-
-
-def tflite(constants):
-    buffers, tensors = [{0: np.empty(0, "u1")}], [{0: np.array([1, 192, 192, 3], "<i4"), 2: 0, 3: "input_1"}]
-    for name, tensor in constants.items():
-        tensors.append({0: np.array(tensor.shape, "<i4"), 1: 1, 2: len(buffers), 3: name})
-        buffers.append({0: np.frombuffer(tensor.contiguous().half().numpy().tobytes(), "u1")})
-    return bytes(FlatBuffer({0: 3, 2: [{0: tensors}], 4: buffers}).data)
 
 
 @pytest.fixture(scope="module")

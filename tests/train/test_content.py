@@ -341,6 +341,22 @@ def test_attributes_that_a_run_lacks_go_into_the_biases(tmp_path):
             assert not torch.equal(*rows)
 
 
+def test_attributes_that_only_a_run_has_start_at_nothing(tmp_path):
+    """The pictures are as in the run it starts from, and what is new can be learned."""
+    task = make_task(tmp_path)
+    first, second = task.fusion.content.attributes
+    old = FusionGenerator(task.fusion.generator, make_editor()._encoder, (first,), (1, 2), (8, 6), 5, 6)
+    torch.nn.init.normal_(old.content.extractors[0].adain.affine.weight)
+    start_from(task.fusion, {key: value.clone() for key, value in old.state_dict().items()})
+    assert torch.equal(task.fusion.content.directions[first], old.content.directions[first])
+    for strengths in ({}, {first: 0.7}, {second: 0.7}):
+        rows = [f.content.direction([strengths])[:, 0] for f in (task.fusion, old)]
+        assert torch.equal(*rows)
+    fresh = task.fusion.content.directions[second]
+    task.fusion.content.extractors[0].adain(torch.ones(1, 8, 2, 2), task.fusion.content.direction([{}])[:, 0]).sum().backward()
+    assert fresh.grad.abs().max() > 0
+
+
 def test_detail_beyond_the_losses_side_is_held_to_the_targets(tmp_path, monkeypatch):
     """Blocks where the target is smooth, and a soft picture where it is sharp, are both paid for."""
     task = make_task(tmp_path, full=True, lambda_l2=0.0, lambda_lpips=0.0, lambda_id=0.0, lambda_detail=3.0)

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from faceedit.crop import CropFrame
 from faceedit.errors import ConversionError
 from faceedit.faces import Face
 from faceedit.models.frame_net import FrameNet
+from faceedit.models.person_net import PersonNet
 from faceedit.train import evaluate_frame, frame
 from faceedit.train.evaluate_frame import compare, corner_error, mirror, summary
 from faceedit.train.frame import load
@@ -53,8 +55,14 @@ def test_every_photo_is_compared_with_68_points(tmp_path, monkeypatch):
 
 def test_the_stage_writes_the_mesh_it_reads(tmp_path, monkeypatch):
     state = {name: value + 1 for name, value in FrameNet().mesh.state_dict().items()}
-    monkeypatch.setattr(frame, "convert", lambda source: state)
-    assert frame.main(["--mediapipe", "some.whl", "--out", str(tmp_path / "frame.safetensors")]) == 0
+    person = {name: value + 1 for name, value in PersonNet().state_dict().items()}
+    monkeypatch.setattr(frame.face_mesh, "convert", lambda source: state)
+    monkeypatch.setattr(frame.person_net, "convert", lambda source: person)
+    arguments = ["--mediapipe", "some.whl", "--out", f"{tmp_path}/frame.safetensors", "--person", f"{tmp_path}/person.safetensors"]
+    assert frame.main(arguments[:4]) == 0 and not (tmp_path / "person.safetensors").exists()
+    assert frame.main(arguments) == 0
+    read = load_file(tmp_path / "person.safetensors")
+    assert read.keys() == person.keys() and all(np.array_equal(read[name], value) for name, value in person.items())
     net = load(tmp_path / "frame.safetensors")
     assert not net.training
     for name, value in net.mesh.state_dict().items():

@@ -61,6 +61,7 @@ def scores(logits):
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory, drawn):
     settings = recipe(tmp_path_factory.mktemp("run"))
+    torch.manual_seed(0)
     task = LatentClassifierTask(settings, ATTRIBUTES, drawn[0], scores(drawn[1]))
     figures = Trainer(task, settings, "cpu").run()
     return load(settings.out / "latent_classifier.safetensors"), figures
@@ -85,6 +86,11 @@ def test_steps_are_as_long_as_the_true_ones(learned):
 
 
 def test_worn_things_need_no_step_where_they_are():
+    limits = {"longest_of": {"age": 1.3}, "shortest_of": {"age": 0.2, "glasses": 0.9}}
+    for given, shortest in ({}, [0.4, 0.0, 0.5]), (limits, [0.4, 0.0, 0.2]):
+        settings = recipe("run", shortest_local=0.4, **given)
+        task = LatentClassifierTask(settings, ("smile", "glasses", "age"), torch.randn(300, ROWS, DIM), torch.randn(300, 3))
+        assert task.model.shortest.tolist() == pytest.approx(shortest)
     settings, codes = recipe("run", shortest_local=0.4, longest_of={"age": 1.3}), torch.randn(300, ROWS, DIM)
     task = LatentClassifierTask(settings, ("smile", "glasses", "age"), codes, torch.randn(300, 3))
     assert task.model.shortest.tolist() == pytest.approx([0.4, 0.0, 0.5])
@@ -161,6 +167,9 @@ def test_goals_are_as_high_as_the_recipe_and_the_bars_allow(learned, tmp_path):
     assert len(lines) == 6 and "smile" in lines[0] and "identity" in lines[0]
     set_goals(model, *arguments, recipe(tmp_path, identity_bars={"smile+": 0.97}))
     assert model.goals[0, 0] < free[0] and model.goals[0, 1] > model.goals[0, 0]
+    second = model.attributes[1]
+    set_goals(model, *arguments, recipe(tmp_path, goal_of={second: 0.5}))
+    assert model.goals[:, 0].tolist() == pytest.approx([free[0], 0.5, free[2]], abs=1e-5)
 
 
 def test_one_batch_is_learned_and_nothing_but_the_model_moves(tmp_path, drawn):
