@@ -13,7 +13,7 @@ from faceedit.results import Inversion
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 256
-SHOWN = ("smile", "age", "gender", "glasses", "beard", "mouth_open")
+SHOWN = ("smile", "age", "gender", "glasses", "beard", "mouth_open", "bangs")
 LABEL = 22  # pixels below each picture
 
 

@@ -155,7 +155,7 @@ def _trust(
     """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
     agree = agreement(crop[None], before[None])
     size = agree.shape[-1]
-    face, covered, forehead, hair = _face(outline, size), torch.zeros(()), torch.zeros(()), torch.zeros(())
+    face, (covered, forehead, hair, hat) = _face(outline, size), torch.zeros(4)
     if person is not None:
         person = F.interpolate(person[None, None], (size, size), mode="bilinear", align_corners=False)
     if drawn is not None:
@@ -181,11 +181,12 @@ def _trust(
         hair = _smoothstep(_blur(structure, 4), *_COLOUR) * (1 - _blur(_smoothstep(unlike, *_OTHER), 8))
         hair = hair * _smoothstep(_mean(change, (1 - near) * person) / within, *_HAIR)
         if outline is not None:
-            hair = torch.maximum(hair, _fringe(change, unlike, face, outline))
+            fringe, bare = _fringe(change, unlike, face, outline)
+            hair, hat = torch.maximum(hair, fringe * whole * bare), fringe * whole * (1 - bare)
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(near, 4), whole), face), forehead * whole)
-    believed = torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair)
-    return believed if person is None else believed * _blur(_widened(person, 3), 2)
+    believed = torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - hat)
+    return believed if person is None else believed * _blur(person, 2)
 
 
 def _mean(change: Tensor, part: Tensor) -> Tensor:
@@ -193,15 +194,16 @@ def _mean(change: Tensor, part: Tensor) -> Tensor:
     return ((change * part).sum() / part.sum().clamp_min(1)).clamp_min(1e-6)
 
 
-def _fringe(change: Tensor, unlike: Tensor, face: Tensor, outline: Tensor) -> Tensor:
-    """How far an edit is one of hair that falls over the forehead, ``(1, 1, s, s)``: 0 or, above the brows, up to 1."""
+def _fringe(change: Tensor, unlike: Tensor, face: Tensor, outline: Tensor) -> tuple[Tensor, Tensor]:
+    """How far an edit is one of hair that falls over the forehead, ``(1, 1, s, s)``: 0 or, above the brows, up to 1; and
+    how far the forehead is one, a scalar: 0 where there seems to be a hat."""
     size = change.shape[-1]
     up = [outline - torch.tensor([0, part * 1.6 * _FOREHEAD]) for part in (0, 0.25, 0.5, 0.75, 1)]
     above = _filled(up, size) * (1 - _widened(_filled([outline], size), 4))
     height = (torch.arange(size) + 0.5)[:, None] / size - float(outline[:, 1].min())
     falls = _smoothstep(_mean(change, above) / _mean(change, face), *_FRINGE)
     bare = 1 - _smoothstep(_mean(unlike, above), *_BARE)
-    return falls * bare * (1 - _smoothstep(height, _BROWS, 3 * _BROWS))
+    return falls * (1 - _smoothstep(height, _BROWS, 3 * _BROWS)), bare
 
 
 def compose(

@@ -241,10 +241,12 @@ def test_a_fringe_falls_on_a_bare_forehead(over, unlike, shown):
     crop = 0.6 * smooth(256, 0)
     face, forehead, head, outline = crowned()
     strands = grain(256, 1.3)[:1].repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :256, :256]
-    after = crop + forehead * over * (1 + strands) + 0.1 * (head - forehead)
+    after = crop + forehead * over * (1 + strands) + 0.1 * (1 - forehead)
     _, mask = compose(crop, crop, after, crop + unlike * forehead, outline, head)
     core = mask[82:92, 100:156]
     assert core.min() > 0.9 if shown else core.max() < 0.5
+    brows = mask[113:119, 100:156]  # in the face, where all else is believed
+    assert brows.max() < 0.1 if unlike > 0.2 else brows.min() > 0.9
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 4, 24])

@@ -57,7 +57,7 @@ def desk(tmp_path, monkeypatch):
     found = [Face((20.0, 30.0, 50.0, 62.0), 1.0), Face((80.0, 25.0, 104.0, 50.0), 1.0)]
     monkeypatch.setattr(faceedit.faces, "detect", lambda pixels: found)
     editor, signature = make_editor(), inspect.signature(FaceEditor.from_pretrained)
-    Directions({"bangs": torch.ones(editor.directions.shape)}).save(tmp_path / "bangs.safetensors")
+    Directions({"wavy_hair": torch.ones(editor.directions.shape)}).save(tmp_path / "wavy_hair.safetensors")
 
     def from_pretrained(*args, **options):
         signature.bind(*args, **options)

@@ -1,7 +1,7 @@
 """A direction of your own, from tens of labelled pictures.
 
 ``python -m faceedit.train fit-directions --name beanie --with DIR --without DIR --out beanie.safetensors``
-``python -m faceedit.train fit-directions --name bangs --pictures DIR --labels FILE --out bangs.safetensors``
+``python -m faceedit.train fit-directions --name wavy_hair --pictures DIR --labels FILE --out wavy_hair.safetensors``
 
 1. Invert every picture once; the codes are kept, so that another run is quick.
 2. Per entry of W+ regress the codes on the label and on the pictures' scores along the attributes to

@@ -282,7 +282,7 @@ def test_public_directions_edit_the_packaged_generator(tmp_path):
     np.save(tmp_path / "zeros.npy", np.zeros((18, 512)))
     requests = [
         directions.parse(f"hat={tmp_path / 'latents.npy'}:minus={tmp_path / 'zeros.npy'}"),
-        directions.parse(f"bangs={tmp_path / 'boundary.npy'}:rows=14-17"),
+        directions.parse(f"wavy_hair={tmp_path / 'boundary.npy'}:rows=14-17"),
     ]
     generator = checkpoint.generator_of(default, tensors)
     config, added = checkpoint.add_directions(
@@ -290,8 +290,8 @@ def test_public_directions_edit_the_packaged_generator(tmp_path):
     )
     # Row 15 of StyleGAN2 is the image head's here, 16 and 17 have nothing to act on.
     np.testing.assert_array_equal(added["directions.hat"].numpy(), offsets[0, :16])
-    assert added["directions.bangs"].norm(dim=1).tolist() == pytest.approx([0] * 14 + [3, 3])
-    assert list(config.attributes)[-2:] == ["hat", "bangs"] and config.attributes["hat"].licence == "mine"
+    assert added["directions.wavy_hair"].norm(dim=1).tolist() == pytest.approx([0] * 14 + [3, 3])
+    assert list(config.attributes)[-2:] == ["hat", "wavy_hair"] and config.attributes["hat"].licence == "mine"
     assert config.provenance[-2]["minus"] == {"file": "zeros.npy", "sha256": sha256(tmp_path / "zeros.npy")}
     assert config.licence == default.licence and set(tensors) < set(added)
 
