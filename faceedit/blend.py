@@ -10,7 +10,8 @@ photograph: the stronger the edit, the more alike the two must be, or it would l
 changes what is beside the face, and not its colours alone, has moved a silhouette, and shows only where the two are
 the same. An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed,
 but where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
-forehead, too, as far as no hair is in its way.
+forehead, too, as far as no hair is in its way. Where the person is known, an edit that is one of hair first may change
+its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
 """
 
 from __future__ import annotations

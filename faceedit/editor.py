@@ -152,7 +152,8 @@ class FaceEditor:
              "input_size": config.encoder.input_size, **config.encoder.options},
         )
         frame_net = None if config.crop.frame_net is None else _build({"frame_net": FrameNet}, "frame_net", config.crop.frame_net)
-        person_net = None if config.crop.person_net is None else _build({"person_net": PersonNet}, "person_net", config.crop.person_net)
+        options = config.crop.person_net
+        person_net = None if options is None else _build({"person_net": PersonNet}, "person_net", options)
         fusion = None if config.fusion is None else _build(
             {"fusion": FusionGenerator}, "fusion",
             {"generator": generator, "encoder": encoder, "attributes": config.fusion.attributes, **config.fusion.options},
