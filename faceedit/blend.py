@@ -149,6 +149,11 @@ def _filled(outlines: Sequence[Tensor], size: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).float()[None, None]
 
 
+def _raised(outline: Tensor, height: float, size: int) -> Tensor:
+    """A face and so much above its outline, in sides of the picture: ``(1, 1, size, size)``."""
+    return _filled([outline - torch.tensor([0, part * height]) for part in (0, 0.25, 0.5, 0.75, 1)], size)
+
+
 def _trust(
     crop: Tensor, before: Tensor, after: Tensor, change: Tensor, drawn: Tensor | None, outline: Tensor | None,
     person: Tensor | None,
@@ -172,8 +177,7 @@ def _trust(
         side = _blur(_widened(1 - face, _RIM), 3) * (1 - _smoothstep(height, *_MOUTH))
         covered = _blur(_widened(_smoothstep(unlike * change, *_OVER) * side, 5), 4)
         if outline is not None:
-            up = [outline - torch.tensor([0, part * _FOREHEAD]) for part in (0, 0.25, 0.5, 0.75, 1)]
-            forehead = _blur(_filled(up, size), 4) * (1 - _blur(_widened(ghost, 5), 4))
+            forehead = _blur(_raised(outline, _FOREHEAD, size), 4) * (1 - _blur(_widened(ghost, 5), 4))
             forehead = forehead * (1 - _blur(_widened(_smoothstep(change, *_GROWN), 3), 3))
     near = _widened(face, 20)
     within, beside = (_mean(change, part) for part in (face, 1 - near))
@@ -182,7 +186,7 @@ def _trust(
         hair = _smoothstep(_blur(structure, 4), *_COLOUR) * (1 - _blur(_smoothstep(unlike, *_OTHER), 8))
         hair = hair * _smoothstep(_mean(change, (1 - near) * person) / within, *_HAIR)
         if outline is not None:
-            fringe, bare = _fringe(change, unlike, face, outline)
+            fringe, bare = _fringe(change, unlike, within, outline)
             hair, hat = torch.maximum(hair, fringe * whole * bare), fringe * whole * (1 - bare)
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(near, 4), whole), face), forehead * whole)
@@ -195,14 +199,13 @@ def _mean(change: Tensor, part: Tensor) -> Tensor:
     return ((change * part).sum() / part.sum().clamp_min(1)).clamp_min(1e-6)
 
 
-def _fringe(change: Tensor, unlike: Tensor, face: Tensor, outline: Tensor) -> tuple[Tensor, Tensor]:
+def _fringe(change: Tensor, unlike: Tensor, within: Tensor, outline: Tensor) -> tuple[Tensor, Tensor]:
     """How far an edit is one of hair that falls over the forehead, ``(1, 1, s, s)``: 0 or, above the brows, up to 1; and
-    how far the forehead is one, a scalar: 0 where there seems to be a hat."""
+    how far the forehead is one, a scalar: 0 where there seems to be a hat. ``within`` is the edit's mean in the face."""
     size = change.shape[-1]
-    up = [outline - torch.tensor([0, part * 1.6 * _FOREHEAD]) for part in (0, 0.25, 0.5, 0.75, 1)]
-    above = _filled(up, size) * (1 - _widened(_filled([outline], size), 4))
+    above = _raised(outline, 1.6 * _FOREHEAD, size) * (1 - _widened(_filled([outline], size), 4))
     height = (torch.arange(size) + 0.5)[:, None] / size - float(outline[:, 1].min())
-    falls = _smoothstep(_mean(change, above) / _mean(change, face), *_FRINGE)
+    falls = _smoothstep(_mean(change, above) / within, *_FRINGE)
     bare = 1 - _smoothstep(_mean(unlike, above), *_BARE)
     return falls * (1 - _smoothstep(height, _BROWS, 3 * _BROWS)), bare
 

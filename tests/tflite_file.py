@@ -1,8 +1,10 @@
 """Writes .tflite files that hold constants alone, as MediaPipe's do among the rest."""
 
 import struct
+import zipfile
 
 import numpy as np
+import torch
 
 
 class FlatBuffer:
@@ -47,3 +49,16 @@ def tflite(constants):
         tensors.append({0: np.array(tensor.shape, "<i4"), 1: 1, 2: len(buffers), 3: name})
         buffers.append({0: np.frombuffer(tensor.contiguous().half().numpy().tobytes(), "u1")})
     return bytes(FlatBuffer({0: 3, 2: [{0: tensors}], 4: buffers}).data)
+
+
+def check_reading(convert, constants, state, name, folder):
+    """That a converter finds a state dict in a file with these constants, and in a wheel that has it by this name."""
+    path = folder / name.rpartition("/")[2]
+    path.write_bytes(tflite(constants))
+    with zipfile.ZipFile(folder / "some.whl", "w") as wheel:
+        wheel.write(path, name)
+    for source in (path, folder / "some.whl"):
+        read = convert(source)
+        assert read.keys() == state.keys()
+        for key, value in state.items():
+            assert torch.equal(read[key], value), key

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faceedit.models.ops import pad_same
+
 # (repeats, kernel, stride, expansion, channels) of each stage at depth and width 1.0 (Lite0). Depth
 # multiplies the repeats of all stages but the first and last; width multiplies channels, not the stem's.
 _STAGES = (
@@ -35,11 +37,7 @@ class _SameConv(nn.Conv2d):
         kernel, stride = self.kernel_size[0], self.stride[0]
         if stride == 1:
             return F.conv2d(x, self.weight, None, 1, kernel // 2, 1, self.groups)
-        pads = []
-        for size in (x.shape[-1], x.shape[-2]):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            pads += [total // 2, total - total // 2]
-        return F.conv2d(F.pad(x, pads), self.weight, None, stride, 0, 1, self.groups)
+        return F.conv2d(pad_same(x, kernel, stride), self.weight, None, stride, 0, 1, self.groups)
 
 
 def _conv_norm(n_in: int, n_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faceedit.models.ops import pad_same
+
 N_POINTS = 468
 # The rims of the eye on the left of the picture and of the other, the tip of the nose, and the
 # corners of the mouth.
@@ -42,7 +44,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:
             return self.slope(x + self.pointwise(self.depthwise(x)))
-        out = self.pointwise(self.depthwise(_pad_end(x)))
+        out = self.pointwise(self.depthwise(pad_same(x, 3, 2)))
         gained = out.shape[1] - x.shape[1]
         return self.slope(F.pad(F.max_pool2d(x, 2), (0, 0, 0, 0, 0, gained)) + out)
 
@@ -77,13 +79,8 @@ class FaceMesh(nn.Module):
         Returns:
             ``(B, 468, 2)``: (x, y) in half windows from its middle.
         """
-        x = self.stem(_pad_end((windows + 1) / 2))
+        x = self.stem(pad_same((windows + 1) / 2, 3, 2))
         for block in self.body[:-1]:
             x = block(x)
         x = self.points(self.body[-1](self.narrow(x)))
         return x.flatten(1).unflatten(1, (N_POINTS, 2)) / (self.size / 2) - 1
-
-
-def _pad_end(x: Tensor) -> Tensor:
-    """TensorFlow's SAME padding of an even picture for a 3x3 convolution of stride 2."""
-    return F.pad(x, (0, 1, 0, 1))

@@ -11,6 +11,21 @@ from torch import Tensor
 _BINOMIAL = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, before it is normalised
 
 
+def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zeros around maps ``(B, C, H, W)`` as TensorFlow's SAME padding has them, the odd pixel at the end.
+
+    Args:
+        x: What a convolution without padding is to see.
+        kernel: Side of its kernels.
+        stride: Its stride.
+    """
+    pads = []
+    for size in (x.shape[-1], x.shape[-2]):
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        pads += [total // 2, total - total // 2]
+    return F.pad(x, pads)
+
+
 def upsample(x: Tensor) -> Tensor:
     """Double the size of a picture with StyleGAN2's filter [1, 3, 3, 1].
 

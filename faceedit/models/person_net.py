@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faceedit.models.encoder import resized
+from faceedit.models.ops import pad_same
+
 
 class _Attention(nn.Module):
     """A factor in [0, 1] for each channel, from the means of all."""
@@ -39,7 +42,7 @@ class _Block(nn.Module):
         self.project = nn.Conv2d(wide, n_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.activation(self.depthwise(_padded(self.activation(self.expand(x)), self.size, self.stride)))
+        y = self.activation(self.depthwise(pad_same(self.activation(self.expand(x)), self.size, self.stride)))
         if self.attention is not None:
             y = y * self.attention(y)
         y = self.project(y)
@@ -93,7 +96,7 @@ class PersonNet(nn.Module):
         Returns:
             ``(B, 1, 256, 256)`` in [0, 1]: near 1 where the person is, with hair and what is worn.
         """
-        x = F.hardswish(self.stem(_padded(pictures, 3, 2)))
+        x = F.hardswish(self.stem(pad_same(pictures, 3, 2)))
         maps = [x]
         for part in self.encoder:
             maps.append(part(maps[-1]))
@@ -106,11 +109,4 @@ class PersonNet(nn.Module):
     @torch.no_grad()
     def find(self, crop: Tensor) -> Tensor:
         """The mask ``(256, 256)`` in [0, 1] of the person in a crop ``(3, S, S)`` in [0, 1]."""
-        small = F.interpolate(crop[None], (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        return self(small.contiguous(memory_format=torch.channels_last))[0, 0]
-
-
-def _padded(x: Tensor, size: int, stride: int) -> Tensor:
-    """TensorFlow's SAME padding of an even picture."""
-    margin = size - stride
-    return F.pad(x, (margin // 2, margin - margin // 2) * 2)
+        return self(resized(crop[None], self.size).contiguous(memory_format=torch.channels_last))[0, 0]

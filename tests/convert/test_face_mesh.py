@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from tflite_file import tflite
+from tflite_file import check_reading, tflite
 
 from faceedit.convert.face_mesh import convert
 from faceedit.errors import ConversionError
@@ -47,15 +47,7 @@ def state():
 
 
 def test_a_file_written_in_the_foreign_layout_is_read_back(state, tmp_path):
-    path = tmp_path / "face_landmark.tflite"
-    path.write_bytes(tflite(foreign(state)))
-    with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
-        wheel.write(path, FILE)
-    for source in (path, tmp_path / "some.whl"):
-        read = convert(source)
-        assert read.keys() == state.keys()
-        for name, value in state.items():
-            assert torch.equal(read[name], value), name
+    check_reading(convert, foreign(state), state, FILE, tmp_path)
 
 
 def test_another_network_is_refused(state, tmp_path):

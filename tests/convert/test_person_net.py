@@ -2,12 +2,11 @@
 
 import importlib.util
 import os
-import zipfile
 
 import numpy as np
 import pytest
 import torch
-from tflite_file import tflite
+from tflite_file import check_reading, tflite
 from torch import nn
 
 from faceedit.convert.person_net import convert
@@ -45,15 +44,7 @@ def net():
 
 
 def test_a_file_written_in_the_foreign_layout_is_read_back(net, tmp_path):
-    path = tmp_path / "selfie_segmentation.tflite"
-    path.write_bytes(tflite(foreign(net)))
-    with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
-        wheel.write(path, FILE)
-    for source in (path, tmp_path / "some.whl"):
-        read = convert(source)
-        assert read.keys() == net.state_dict().keys()
-        for name, value in net.state_dict().items():
-            assert torch.equal(read[name], value), name
+    check_reading(convert, foreign(net), net.state_dict(), FILE, tmp_path)
 
 
 def test_another_network_is_refused(net, tmp_path):

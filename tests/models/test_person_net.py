@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from faceedit import FaceEditor
-from faceedit.models.person_net import PersonNet, _padded
+from faceedit.models.ops import pad_same
+from faceedit.models.person_net import PersonNet
 
 ASTRONAUT = Path(__file__).parents[2] / "examples" / "astronaut.png"
 
@@ -16,7 +17,7 @@ ASTRONAUT = Path(__file__).parents[2] / "examples" / "astronaut.png"
 @pytest.mark.parametrize(("size", "stride", "margins"), [(3, 1, (1, 1)), (5, 1, (2, 2)), (3, 2, (0, 1)), (5, 2, (1, 2))])
 def test_padding_is_tensorflows(size, stride, margins):
     before, after = margins
-    padded = _padded(torch.ones(1, 1, 8, 8), size, stride)[0, 0]
+    padded = pad_same(torch.ones(1, 1, 8, 8), size, stride)[0, 0]
     assert padded.shape == (8 + size - stride,) * 2
     assert padded[before : before + 8, before : before + 8].all() and padded.sum() == 64
     assert padded.shape[0] - before - 8 == after
