@@ -12,11 +12,18 @@ the same. An edit that is mostly one of the face, as a smile is, stays near it. 
 but where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
 forehead, too, as far as no hair is in its way. Where the person is known, an edit that is one of hair first may change
 its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
+
+Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
+photograph's own is multiplied by, as far as each of its pixels is hair and not skin or background, so that every strand
+stays. Eyes stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does
+what an open mouth shows; only the light on them follows the edit.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,26 +48,64 @@ _MOUTH = (0.58, 0.66)  # heights from above which hair hangs, and below which ja
 _FOREHEAD = 0.1  # how far it reaches above the brows, where outlines end, in sides of the crop
 _GROWN = (0.08, 0.14)  # local difference on a forehead: of wrinkles, of hair that grew over it
 _FRINGE = (1.5, 2.2)  # an edit's mean difference on the forehead, in that within the face: of skin, of hair that falls there
+_GROWN_HAIR = (0.71, 0.77)  # mean structure there of the pictures before and after: other hair, the same
 _BARE = (0.13, 0.18)  # mean difference of photograph and style branch there: a forehead, a hat or another's hair
 _BROWS = 0.04  # how far below the top of the face's outline a fringe may reach, in sides of the crop
 _COLOUR = (0.7, 0.9)  # mean local structure of the pictures before and after in hair: another's, the same in other colours
 _HAIR = (1.0, 1.6)  # an edit's mean difference beside the face, in that within: of the face first, of hair first
 _OTHER = (0.12, 0.20)  # local difference of photograph and style branch: hair of some colour, a hat or a scarf
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
+_TONE = (0.6, 2.2)  # what hair's brightness is multiplied by: least, most
+_GREYED = (1.0, 1.5)  # such a factor: hair keeps its colour, takes on half of the edit's
+_ALIKE = (0.3, 0.7)  # local structure of the pictures before and after: hair tells no colour, does
+_THERE = (0.005, 0.05)  # share of a part that is around: its mean colour is not known, is
+_COLOURED = (0.02, 0.1)  # the same of hair that tells how it changes
+_SKINNY = (0.02, 0.12)  # share of pixels with skin's colour around brows: hair hangs over them, none does
+_AREA = (0.5, 0.8)  # share of pixels with skin's colour: highlights of hair, skin
+_HAIRY = (0.45, 0.75)  # where between skin's colour and hair's a pixel lies: skin, hair
+_OPAQUE = (0.2, 0.7)  # where between the background's colour and hair's a pixel lies: background, hair
+_GLOSS = 1.5  # how much brighter than hair around what gets brighter with it is at most
+_BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
+_APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
+_EYES = (0.5, 0.65)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
+_TEETH = (0.8, 0.92)  # the same within the lips
+_OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mouth, an open one
+_LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
+_SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
+_FINE = 512  # what is hair is told at this size, strand by strand
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
 
-def _small(x: Tensor) -> Tensor:
-    return F.interpolate(x, (min(_SIDE, x.shape[-1]),) * 2, mode="area")
+def _small(x: Tensor, side: int = _SIDE) -> Tensor:
+    """Pictures at the size that masks are worked out at, or at another, if that is smaller than theirs."""
+    if x.shape[-1] % side == 0 and x.shape[-2:] == (x.shape[-1],) * 2:
+        return F.avg_pool2d(x, x.shape[-1] // side)  # what "area" does as well, only slower
+    return F.interpolate(x, (min(side, x.shape[-1]),) * 2, mode="area")
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    """A map at the size of another."""
+    return x if x.shape[-2:] == like.shape[-2:] else F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@functools.cache
+def _box(size: int, radius: int) -> Tensor:
+    """Three sums over ``2 radius + 1`` pixels in a row, on a line whose ends repeat, as a matrix ``(size, size)``."""
+    taken = torch.zeros(size, size)
+    pixels = torch.arange(size)
+    for offset in range(-radius, radius + 1):
+        taken[pixels, (pixels + offset).clamp(0, size - 1)] += 1
+    return taken @ taken @ taken
 
 
 def _blur(x: Tensor, radius: int) -> Tensor:
-    """Three box filters in a row, nearly a Gaussian of deviation ``radius``; borders repeat."""
-    size = 2 * radius + 1
-    for _ in range(3):
-        x = F.pad(x, [radius] * 4, mode="replicate")
-        x = F.avg_pool2d(F.avg_pool2d(x, (1, size), 1), (size, 1), 1)
-    return x
+    """Three box filters in a row, nearly a Gaussian of deviation ``radius``; borders repeat.
+
+    As products with matrices of whole numbers, which cost the same at every radius and keep zeros and ones.
+    """
+    down, across = (_box(side, radius).to(x) for side in x.shape[-2:])
+    pixels = (2 * radius + 1) ** 3
+    return (down @ x / pixels) @ across.T / pixels
 
 
 def _widened(x: Tensor, radius: int) -> Tensor:
@@ -106,7 +151,7 @@ def _difference(photo: Tensor, drawn: Tensor) -> Tensor:
 def _structure(before: Tensor, after: Tensor) -> Tensor:
     """Correlation of two pictures' brightness in 7 x 7 windows, SSIM's structure term: ``(1, 1, s, s)``, 1 where both
     are flat or one is the other in other colours."""
-    x, y = (_small(picture[None]).mean(1, keepdim=True) for picture in (before, after))
+    x, y = (picture.mean(1, keepdim=True) for picture in (before, after))
 
     def mean(values: Tensor) -> Tensor:
         return F.avg_pool2d(F.pad(values, [3] * 4, mode="replicate"), 7, 1)
@@ -154,44 +199,157 @@ def _raised(outline: Tensor, height: float, size: int) -> Tensor:
     return _filled([outline - torch.tensor([0, part * height]) for part in (0, 0.25, 0.5, 0.75, 1)], size)
 
 
-def _trust(
-    crop: Tensor, before: Tensor, after: Tensor, change: Tensor, drawn: Tensor | None, outline: Tensor | None,
-    person: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
-    agree = agreement(crop[None], before[None])
-    size = agree.shape[-1]
-    face, (covered, forehead, hair, hat) = _face(outline, size), torch.zeros(4)
-    if person is not None:
-        person = F.interpolate(person[None, None], (size, size), mode="bilinear", align_corners=False)
-    if drawn is not None:
-        small = F.interpolate(drawn[None], (size, size), mode="bilinear", align_corners=False)
-        unlike = _difference(_small(crop[None]), small)
-        ghost = _smoothstep(unlike * change, *_GHOST)
-        moved = _smoothstep(unlike, *_UNLIKE) * _smoothstep(change * (1 - face), *_MOVED)
-        structure = _structure(before, after)
-        moved = moved * (1 - _smoothstep(structure, *_SAME))
-        # Wide, for half of a change of hair is worse than none.
-        agree = agree * (1 - _blur(_widened(ghost, 24), 8)) * (1 - _blur(_widened(moved, 6), 4))
-        height = (torch.arange(size) + 0.5)[:, None] / size
-        side = _blur(_widened(1 - face, _RIM), 3) * (1 - _smoothstep(height, *_MOUTH))
-        covered = _blur(_widened(_smoothstep(unlike * change, *_OVER) * side, 5), 4)
-        if outline is not None:
-            forehead = _blur(_raised(outline, _FOREHEAD, size), 4) * (1 - _blur(_widened(ghost, 5), 4))
-            forehead = forehead * (1 - _blur(_widened(_smoothstep(change, *_GROWN), 3), 3))
+class _Edit(NamedTuple):
+    """What an edit changes, and of what: maps ``(1, 1, s, s)`` and scalars."""
+
+    photo: Tensor  # the crop and the pictures before and after, small
+    before: Tensor
+    after: Tensor
+    change: Tensor  # how strongly these two differ
+    structure: Tensor  # how far they have the same structure
+    face: Tensor  # where the face is
+    near: Tensor  # the same and what is close around
+    within: Tensor  # mean change in the face
+    whole: Tensor  # 0 for an edit of the face alone, 1 for one of what is around as well
+    person: Tensor | None  # where the person is
+    unlike: Tensor | None  # local difference of the photograph and what the style branch drew
+    fringe: Tensor  # how far it is hair that falls over the forehead
+    bare: Tensor  # how far the forehead is one, and not a hat
+    recolours: Tensor  # how far it is one of hair as well, but not of a fringe that grows or goes
+
+
+def _look(
+    crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None, outline: Tensor | None, person: Tensor | None
+) -> _Edit:
+    """What an edit is one of; see `compose` for its arguments."""
+    change = change_mask(before, after)
+    photo, before, after = (_small(picture[None]) for picture in (crop, before, after))
+    size = change.shape[-1]
+    face = _face(outline, size)
     near = _widened(face, 20)
     within, beside = (_mean(change, part) for part in (face, 1 - near))
     whole = _smoothstep(beside / within, *_WHOLE)
-    if drawn is not None and person is not None:
-        hair = _smoothstep(_blur(structure, 4), *_COLOUR) * (1 - _blur(_smoothstep(unlike, *_OTHER), 8))
-        hair = hair * _smoothstep(_mean(change, (1 - near) * person) / within, *_HAIR)
+    unlike = None if drawn is None else _difference(photo, _resized(drawn[None], change))
+    structure = _structure(before, after)
+    fringe, bare, grown = torch.zeros(3)
+    if unlike is not None and person is not None and outline is not None:
+        fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
+    return _Edit(
+        photo=photo, before=before, after=after, change=change, structure=structure, face=face,
+        near=near, within=within, whole=whole,
+        person=None if person is None else _resized(person[None, None], change), unlike=unlike, fringe=fringe, bare=bare,
+        recolours=whole * (1 - fringe.amax() * bare * grown),
+    )  # fmt: skip
+
+
+def _trust(edit: _Edit, outline: Tensor | None) -> Tensor:
+    """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
+    change, unlike, face, whole = edit.change, edit.unlike, edit.face, edit.whole
+    agree = agreement(edit.photo, edit.before)
+    size = agree.shape[-1]
+    covered, forehead, hair = torch.zeros(3)
+    if unlike is not None:
+        ghost = _smoothstep(unlike * change, *_GHOST)
+        moved = _smoothstep(unlike, *_UNLIKE) * _smoothstep(change * (1 - face), *_MOVED)
+        moved = moved * (1 - _smoothstep(edit.structure, *_SAME))
+        # Wide, for half of a change of hair is worse than none.
+        agree = agree * (1 - _blur(_widened(ghost, 24), 8)) * (1 - _blur(_widened(moved, 6), 4))
+        covered = _blur(_widened(_smoothstep(unlike * change, *_OVER) * _side(face), 5), 4)
         if outline is not None:
-            fringe, bare = _fringe(change, unlike, within, outline)
-            hair, hat = torch.maximum(hair, fringe * whole * bare), fringe * whole * (1 - bare)
+            forehead = _blur(_raised(outline, _FOREHEAD, size), 4) * (1 - _blur(_widened(ghost, 5), 4))
+            forehead = forehead * (1 - _blur(_widened(_smoothstep(change, *_GROWN), 3), 3))
+        if edit.person is not None:
+            hair = _smoothstep(_blur(edit.structure, 4), *_COLOUR) * (1 - _blur(_smoothstep(unlike, *_OTHER), 8))
+            hair = hair * _smoothstep(_mean(change, (1 - edit.near) * edit.person) / edit.within, *_HAIR)
+            hair = torch.maximum(hair, edit.fringe * whole * edit.bare)
+    hat = edit.fringe * whole * (1 - edit.bare)
     # New glasses may lie over hair, new years may not; but those show on foreheads.
-    believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(near, 4), whole), face), forehead * whole)
-    believed = torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - hat)
-    return believed if person is None else believed * _blur(person, 2)
+    believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(edit.near, 4), whole), face), forehead * whole)
+    return torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - hat)
+
+
+def _side(face: Tensor) -> Tensor:
+    """The rim of a face above its mouth, where hair may hang over it: ``(1, 1, s, s)``."""
+    height = (torch.arange(face.shape[-1]) + 0.5)[:, None] / face.shape[-1]
+    return _blur(_widened(1 - face, _RIM), 3) * (1 - _smoothstep(height, *_MOUTH))
+
+
+def _hair(edit: _Edit, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """How an edit changes hair: in parts of the photograph, ``(1, 3, f, f)``, and where it is this that changes,
+    ``(1, 1, f, f)`` in [0, 1].
+
+    Hair's colours before and after are means around, where the two pictures have the same strands; what their ratio
+    is, the photograph's hair is multiplied by. Background and skin shine through it and stay: how far a pixel is hair
+    is told from its colour and theirs.
+    """
+    s = edit.change.shape[-1]
+    pixels = _small(crop[None], _FINE)
+
+    def fine(x: Tensor) -> Tensor:
+        return _resized(x, pixels)
+
+    def mean(x: Tensor, part: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+        """A picture's mean over a part of it around each pixel, and how much of the part is there."""
+        share = _blur(part, radius)
+        return _blur(x * part, radius) / share.clamp_min(1e-4), share
+
+    seen = (1 - _widened(1 - person, 6)) * (1 - _widened(edit.face, 4)) * _smoothstep(edit.structure, *_ALIKE)
+    colours, there = mean(torch.cat((edit.photo, edit.before, edit.after), 1), seen, 12)
+    hair, old, new = colours.chunk(3, 1)
+    tone = ((new.mean(1, True) + 0.04) / (old.mean(1, True) + 0.04)).clamp(*_TONE)
+    tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * _smoothstep(tone, *_GREYED)
+    core = torch.maximum(_blur(_widened(edit.face, 5), 3), _blur(_raised(outline, _FOREHEAD, s), 4))
+
+    behind, share = mean(edit.photo, 1 - _widened(person, 4), 12)
+    behind, hair = fine(behind), fine(hair)
+    through = 1 - _smoothstep(_between(pixels, behind, hair)[0], *_OPAQUE)
+    through = through * fine(_smoothstep(share, *_THERE) * _smoothstep(there, *_THERE))
+    around, share = mean(edit.photo, seen, 24)
+    skin = 1 - _widened(1 - _filled([outline], s), 6)
+    skin = ((edit.photo * skin).sum((2, 3)) / skin.sum().clamp_min(1))[..., None, None]
+    hairy, apart = _between(pixels, skin, fine(around))
+    apart = _smoothstep(apart, *_APART)
+    bare = (1 - _smoothstep(hairy, *_HAIRY)) * apart * fine(_smoothstep(share, *_THERE)) * (1 - through)
+    # Highlights have skin's colour, too, but no area of it.
+    area = _blur(_small(bare), 4)
+    bare = bare * fine(core + (1 - core) * _smoothstep(area, *_AREA))
+
+    own = (pixels - through * behind - bare * skin).clamp_min(0).minimum(_GLOSS * hair)
+    changed = fine(tone) * own.lerp(own.mean(1, True) * fine(tint), fine(grey)) - own
+    # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
+    rim = _side(edit.face)
+    if eyes is not None:
+        brows = _blur(_widened(sum(_raised(eye, _BROW, s) for eye in eyes).clamp_max(1), 4), 2)
+        rim = rim * (1 - brows * _smoothstep(_blur(_small(bare), 8), *_SKINNY))
+    where = (1 - fine(core)).maximum(fine(rim) * apart) * (1 - bare)
+    return changed / pixels.clamp_min(0.01), where * fine(_smoothstep(there, *_COLOURED) * edit.recolours)
+
+
+def _between(picture: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each pixel's colour lies from one colour towards another, ``(1, 1, H, W)`` in [0, 1], and the squared
+    distance of these two; 1 where that is none."""
+    across = other - one
+    apart = across.square().sum(1, True)
+    return ((((picture - one) * across).sum(1, True) + 0.003) / (apart + 0.003)).clamp(0, 1), apart
+
+
+def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Eyes and a mouth that stay what they are: how the light on them changes, in parts of the photograph,
+    ``(1, 3, s, s)``, and where, ``(1, 1, s, s)`` in [0, 1]."""
+    s = edit.change.shape[-1]
+    light, where = torch.ones(1, 3, s, s), torch.zeros(1, 1, s, s)
+    shapes = [(eye, _EYES, 1.0) for eye in (() if eyes is None else eyes)]
+    if mouth is not None:
+        shapes.append((mouth, _TEETH, _smoothstep(_filled([mouth], s).mean(), *_OPEN)))
+    for outline, same, share in shapes:
+        inside = _filled([outline], s)
+        kept = _smoothstep(_mean(edit.structure, inside), *same) * share
+        around = _widened(inside, 5) - _widened(inside, 1)
+        ratio = [(x * around).sum((2, 3)) / around.sum().clamp_min(1) + 0.02 for x in (edit.after, edit.before)]
+        part = _blur(_widened(inside, 1), 1)
+        light = light.lerp((ratio[0] / ratio[1]).clamp(*_LIGHT)[..., None, None], part)
+        where = torch.maximum(where, part * kept)
+    return light - 1, where
 
 
 def _mean(change: Tensor, part: Tensor) -> Tensor:
@@ -199,20 +357,24 @@ def _mean(change: Tensor, part: Tensor) -> Tensor:
     return ((change * part).sum() / part.sum().clamp_min(1)).clamp_min(1e-6)
 
 
-def _fringe(change: Tensor, unlike: Tensor, within: Tensor, outline: Tensor) -> tuple[Tensor, Tensor]:
-    """How far an edit is one of hair that falls over the forehead, ``(1, 1, s, s)``: 0 or, above the brows, up to 1; and
-    how far the forehead is one, a scalar: 0 where there seems to be a hat. ``within`` is the edit's mean in the face."""
+def _fringe(
+    change: Tensor, unlike: Tensor, structure: Tensor, within: Tensor, outline: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far an edit is one of hair that falls over the forehead, ``(1, 1, s, s)``: 0 or, above the brows, up to 1;
+    how far the forehead is one, a scalar: 0 where there seems to be a hat; and how far another hair falls there, a scalar:
+    0 where it is the same in another colour. ``within`` is the edit's mean in the face."""
     size = change.shape[-1]
     above = _raised(outline, 1.6 * _FOREHEAD, size) * (1 - _widened(_filled([outline], size), 4))
     height = (torch.arange(size) + 0.5)[:, None] / size - float(outline[:, 1].min())
     falls = _smoothstep(_mean(change, above) / within, *_FRINGE)
     bare = 1 - _smoothstep(_mean(unlike, above), *_BARE)
-    return falls * (1 - _smoothstep(height, _BROWS, 3 * _BROWS)), bare
+    grown = 1 - _smoothstep(_mean(structure, above), *_GROWN_HAIR)
+    return falls * (1 - _smoothstep(height, _BROWS, 3 * _BROWS)), bare, grown
 
 
 def compose(
     crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = None, outline: Tensor | None = None,
-    person: Tensor | None = None,
+    person: Tensor | None = None, eyes: Tensor | None = None, mouth: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The edited crop.
 
@@ -225,6 +387,9 @@ def compose(
         outline: ``(N, 2)``, the corners of a polygon around the face: (x, y) in sides of the crop from its top left
             corner; None where it is not known.
         person: ``(P, P)`` in [0, 1], where the person is: nothing changes beside. None where it is not known.
+        eyes: ``(2, N, 2)``, the corners of polygons around what is seen of the eyes, as of ``outline``; None where
+            they are not known.
+        mouth: ``(N, 2)``, the same of what is seen between the lips.
 
     Returns:
         The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
@@ -235,13 +400,29 @@ def compose(
     def full(x: Tensor) -> Tensor:
         return F.interpolate(x, size, mode="bilinear", align_corners=False)[0]
 
-    change = change_mask(before, after)
+    edit = _look(crop, before, after, drawn, outline, person)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    shown = _blur(_widened(_smoothstep(change, *_SHOW), 4), 3) * _trust(
-        crop, before, after, change, drawn, outline, person
-    )
-    replaced = _blur(_widened(_smoothstep(change, *_REPLACE), 3), 2)
+    shown = full(_blur(_widened(_smoothstep(edit.change, *_SHOW), 4), 3) * _trust(edit, outline))
+    replaced = _blur(_widened(_smoothstep(edit.change, *_REPLACE), 3), 2)
     missing = (crop - before)[None]
     detail = missing[0] - full(_blur(_small(missing), 6))
-    edited = crop + full(shown) * (after - before - full(replaced) * detail)
-    return edited.clamp(0, 1), full(shown)[0]
+    changed = after - before - full(replaced) * detail
+    reach = None if edit.person is None else _blur(edit.person, 2)
+    held = []
+    if edit.unlike is not None and edit.person is not None and outline is not None and edit.recolours > _SLIGHT:
+        parts, hair = _hair(edit, crop, outline, edit.person, eyes)
+        held.append((parts, hair))
+        # Hair may change up to its last strands, for the background between them does not.
+        reach, farther = (_resized(x, hair) for x in (reach, _blur(_widened(edit.person, 3), 2)))
+        reach = reach.lerp(farther, hair)
+    if drawn is not None and (eyes is not None or mouth is not None):
+        held.append(_openings(edit, eyes, mouth))
+    if held:
+        kept, added = torch.ones_like(held[0][1]), torch.zeros_like(held[0][0])
+        for parts, where in held:
+            parts, where = _resized(parts, kept), _resized(where, kept)
+            kept, added = kept * (1 - where), added.lerp(parts, where)
+        changed = full(kept) * changed + full(added) * crop
+    if reach is not None:
+        shown = shown * full(reach)
+    return (crop + shown * changed).clamp(0, 1), shown[0]

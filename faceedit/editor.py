@@ -478,12 +478,15 @@ class FaceEditor:
                 self._render(code[None])[0] if not maps else self._render_fused(maps, code, {}).image
                 for code, (maps, _) in zip(latents, contents)
             ]
+        outlines = [(None,) * 3 if self._frame_net is None else self._frame_net.outlines(target) for target in targets]
         return [
             Inversion(
                 latents=latents[i].cpu(),
                 features=contents[i].maps,
                 drawn=contents[i].drawn,
-                outline=None if self._frame_net is None else self._frame_net.outline(targets[i]),
+                outline=outlines[i][0],
+                eyes=outlines[i][1],
+                mouth=outlines[i][2],
                 person=None if self._person_net is None else self._person_net.find(targets[i]),
                 crop=targets[i],
                 reconstruction=pictures[i],
@@ -712,7 +715,9 @@ class FaceEditor:
         after = draw(latents, applied) if edits else _Fused(before, ())
         original = before if inversion.crop is None else _at(inversion.crop, before.shape[-1])
         drawn = inversion.drawn if refine else None
-        output, mask = compose(original, before, after.image, drawn, inversion.outline, inversion.person)
+        output, mask = compose(
+            original, before, after.image, drawn, inversion.outline, inversion.person, inversion.eyes, inversion.mouth
+        )
         styled = None if refine else after.image
         if refine and explain:
             styled = self._render(latents[None], preview)[0]

@@ -21,6 +21,7 @@ from faceedit.images import ImageSource, Picture
 __all__ = ["EditResult", "EditedFace", "Inversion"]
 
 _FORMAT = "faceedit-inversion-1"
+_TENSORS = ("latents", "drawn", "outline", "eyes", "mouth", "person", "crop", "reconstruction")  # saved as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class Inversion:
             photograph, less of a refined edit is believed. None without a content branch.
         outline: float32 (N,2), (x,y) of the corners of a polygon around the face, up to its brows, in sides of the
             crop from its top left corner: within it every edit is believed. None without a frame net.
+        eyes: float32 (2,N,2), the same of what is seen of the eyes, which stay as they are where an edit is none of them.
+        mouth: float32 (N,2), the same of what is seen between the lips.
         person: float32 (256,256) in [0,1], where in the crop the person is, with hair and what is worn: beside it
             nothing is edited. None without a person net.
         crop: float32 (3,S,S) in [0,1], the aligned face as it was; None if it was not kept.
@@ -51,6 +54,8 @@ class Inversion:
     features: tuple[Tensor, ...] = ()
     drawn: Tensor | None = None
     outline: Tensor | None = None
+    eyes: Tensor | None = None
+    mouth: Tensor | None = None
     person: Tensor | None = None
     crop: Tensor | None = None
     reconstruction: Tensor | None = None
@@ -73,7 +78,7 @@ class Inversion:
             OutputExistsError: something is at `path` and `overwrite` is false.
             UsageError: `path` is a folder, or its folder does not exist.
         """
-        tensors = {name: getattr(self, name) for name in ("latents", "drawn", "outline", "person", "crop", "reconstruction")}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         tensors.update({f"features.{level}": map_ for level, map_ in enumerate(self.features)})
         if self.frame is not None:
             frame = [*self.frame.center, *self.frame.x_axis]
@@ -121,13 +126,8 @@ class Inversion:
             center_x, center_y, axis_x, axis_y = frame.tolist()
             frame = CropFrame((center_x, center_y), (axis_x, axis_y))
         return cls(
-            latents=tensors["latents"],
             features=tuple(tensors[f"features.{level}"] for level in range(levels)),
-            drawn=tensors.get("drawn"),
-            outline=tensors.get("outline"),
-            person=tensors.get("person"),
-            crop=tensors.get("crop"),
-            reconstruction=tensors.get("reconstruction"),
+            **{name: tensors[name] for name in _TENSORS if name in tensors},
             frame=frame,
             box=None if box is None else tuple(box.tolist()),
             index=int(metadata["index"]),

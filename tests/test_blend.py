@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from faceedit.blend import _widened, agreement, change_mask, compose
+from faceedit.blend import _blur, _small, _widened, agreement, change_mask, compose
 
 
 def smooth(size, seed):
@@ -225,11 +225,10 @@ def test_hair_changes_its_colour(unlike, other, within, everybody, shown):
     crop = 0.6 * smooth(256, 0)
     face, forehead, head, outline = crowned()
     hair = head * (1 - face) * (1 - forehead)
-    strands = grain(256, 0.15)[:1].repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :256, :256]
-    crop = crop + hair * strands
+    crop = crop + hair * strands()
     after = crop + 0.4 * hair + within * face
     if other:
-        after = after - 2 * hair * strands
+        after = after - 2 * hair * strands()
     _, mask = compose(crop, crop, after, crop + unlike * hair, outline, head if everybody else None)
     core = mask[140:180, 44:60]
     assert core.min() > 0.9 if shown else core.max() < 0.4
@@ -240,13 +239,146 @@ def test_a_fringe_falls_on_a_bare_forehead(over, unlike, shown):
     """Where the edit is one of the forehead first, and the style branch saw a forehead as well."""
     crop = 0.6 * smooth(256, 0)
     face, forehead, head, outline = crowned()
-    strands = grain(256, 1.3)[:1].repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :256, :256]
-    after = crop + forehead * over * (1 + strands) + 0.1 * (1 - forehead)
+    after = crop + forehead * over * (1 + strands(strength=1.3)) + 0.1 * (1 - forehead)
     _, mask = compose(crop, crop, after, crop + unlike * forehead, outline, head)
     core = mask[82:92, 100:156]
     assert core.min() > 0.9 if shown else core.max() < 0.5
     brows = mask[113:119, 100:156]  # in the face, where all else is believed
     assert brows.max() < 0.1 if unlike > 0.2 else brows.min() > 0.9
+
+def strands(size=256, strength=0.15):
+    """Detail of 4 x 4 pixels, as hair has it."""
+    return grain(size, strength)[:1].repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :size, :size]
+
+
+def haired(size=256):
+    """A photograph: a bright background, a head of dark hair around a face, of skin's colour."""
+    face, forehead, head, outline = crowned(size)
+    hair, skin = head * (1 - face) * (1 - forehead), (face + forehead).clamp_max(1)
+    colours = [torch.tensor(c)[:, None, None] for c in ((0.85, 0.9, 0.95), (0.7, 0.55, 0.45), (0.2, 0.15, 0.1))]
+    crop = sum(part * colour for part, colour in zip((1 - head, skin, hair * (1 + strands(size, 0.5))), colours, strict=True))
+    return crop, hair, skin, head, outline
+
+
+def test_hair_keeps_its_strands_when_its_colour_changes():
+    """All of it gets brighter by the same factor, though the generator draws hardly any strands, and those of its own."""
+    crop, hair, skin, head, outline = haired()
+    before = crop * (1 - hair) + hair * torch.tensor([0.2, 0.15, 0.1])[:, None, None]
+    edited, mask = compose(crop, before, before + 0.2 * hair + 0.06 * skin, crop, outline, head)
+    core = (slice(None), slice(140, 180), slice(44, 60))
+    assert mask[core[1:]].min() > 0.95
+    factor = edited[core].mean(0) / crop[core].mean(0)
+    assert factor.mean() > 1.5 and factor.std() < 0.05 * factor.mean()
+
+
+def test_hair_does_not_become_see_through_where_the_edit_draws_less_of_it():
+    crop, hair, skin, head, outline = haired()
+    less = torch.zeros(256, 256)
+    less[:, 44:212] = 1.0  # the silhouette after the edit is narrower
+    after = torch.where((hair > 0) & (less == 0), torch.tensor([0.85, 0.9, 0.95])[:, None, None], crop + 0.15 * hair + 0.06 * skin)
+    edited, _ = compose(crop, crop, after, crop, outline, head)
+    rim = (slice(None), slice(140, 180), slice(34, 40))
+    assert (after - crop)[rim].mean() > 0.6
+    assert (edited - crop)[rim].mean() < 0.25
+
+
+def test_what_shines_through_hair_stays_as_it_is():
+    """Within the person as the net sees it there are gaps between strands, with the background in them."""
+    crop, hair, skin, head, outline = haired()
+    gaps = torch.zeros(256, 256)
+    gaps[140:180, 36:42] = 1.0
+    crop = torch.where(gaps > 0, torch.tensor([0.85, 0.9, 0.95])[:, None, None], crop)
+    edited, _ = compose(crop, crop, crop * (1 + hair) + 0.06 * skin, crop, outline, head)
+    within = (slice(None), slice(146, 174), slice(38, 40))
+    assert (edited - crop)[within].abs().max() < 0.05
+    assert (edited / crop)[:, 146:174, 50:60].mean() > 1.5
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_hair_over_the_rim_of_a_face_changes_as_hair_does(over):
+    """What has skin's colour there changes as the edit says."""
+    crop, hair, skin, head, outline = haired()
+    lock = torch.zeros(256, 256)
+    lock[120:150, 82:92] = float(over)
+    crop = torch.where(lock > 0, torch.tensor([0.2, 0.15, 0.1])[:, None, None], crop)
+    after = crop + 0.1 * hair + skin * torch.tensor([-0.05, 0.03, 0.07])[:, None, None] * (1 - lock) + 0.3 * lock
+    edited, _ = compose(crop, crop, after, crop, outline, head)
+    part = (slice(None), slice(126, 144), slice(85, 89))
+    if over:
+        assert 0.05 < (edited - crop)[part].mean() < 0.2, "brighter by about the factor of hair around, not by .3"
+    else:
+        torch.testing.assert_close((edited - crop)[part], (after - crop)[part], rtol=0, atol=0.01)
+
+
+def test_a_fringe_that_grows_is_the_edits_own():
+    crop, hair, skin, head, outline = haired()
+    _, forehead, *_ = crowned()
+    after = crop * (1 - forehead) + forehead * 0.2 * (1 + strands(256, 0.9)) + 0.03 * (1 - forehead)
+    edited, mask = compose(crop, crop, after, crop, outline, head)
+    core = (slice(None), slice(82, 92), slice(100, 156))
+    assert mask[core[1:]].min() > 0.9
+    torch.testing.assert_close(edited[core], after[core], rtol=0, atol=0.06)
+
+
+def opened(size=256):
+    """A picture with two eyes and a mouth in it, of strong detail, and their outlines."""
+    boxes = [box(0.34, 0.42, 0.44, 0.46), box(0.56, 0.42, 0.66, 0.46), box(0.4, 0.64, 0.6, 0.7)]
+    parts = []
+    for part in boxes:
+        (left, top), (right, bottom) = (part * size).round().long()[[0, 2]].tolist()
+        parts.append((slice(None), slice(top, bottom), slice(left, right)))
+    return smooth(size, 0), parts, torch.stack(boxes[:2]), boxes[2]
+
+
+@pytest.mark.parametrize("size", [256, 512])
+@pytest.mark.parametrize(("part", "same"), [(0, True), (1, True), (2, True), (0, False), (2, False)])
+def test_eyes_and_open_mouths_stay_the_photographs_where_the_edit_leaves_them_what_they_are(part, same, size):
+    crop, parts, eyes, mouth = opened(size)
+    detail, other = strands(size, 0.2), strands(size, -0.2)
+    where = torch.zeros(size, size)
+    where[parts[part][1:]] = 1.0
+    crop = crop + where * detail
+    # The generator's eyes, washed out; or others.
+    after = crop + 0.1 - where * detail + where * (0.4 * detail if same else other)
+    edited, _ = compose(crop, crop, after, crop, box(0.2, 0.3, 0.8, 0.9), None, eyes, mouth)
+    inner = (slice(None), *(slice(s.start + size // 64, s.stop - size // 64) for s in parts[part][1:]))
+    found = edited[inner] - crop[inner]
+    if same:
+        factor = (edited[inner] / crop[inner]).flatten()
+        assert factor.std() < 0.03, "only the light changes"
+        assert 1 < factor.mean() < 1.12
+    else:
+        torch.testing.assert_close(found, (after - crop)[inner], rtol=0, atol=0.02)
+    cheek = (slice(None), slice(round(0.52 * size), round(0.56 * size)), slice(round(0.3 * size), round(0.4 * size)))
+    torch.testing.assert_close((edited - crop)[cheek], torch.full_like(crop[cheek], 0.1), rtol=0, atol=0.01)
+
+
+def test_a_closed_mouth_follows_the_edit():
+    crop, parts, eyes, _ = opened()
+    thin = box(0.4, 0.64, 0.6, 0.648)
+    line = torch.zeros(256, 256)
+    line[164:166, 102:154] = 0.3
+    after = crop - line * 0.5 + 0.1
+    crop = crop - line
+    edited, _ = compose(crop, crop, after, crop, box(0.2, 0.3, 0.8, 0.9), None, eyes, thin)
+    torch.testing.assert_close(edited[:, 164:166, 110:146], after[:, 164:166, 110:146], rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3, 24])
+def test_blurring_is_three_box_filters_in_a_row(radius):
+    x = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0))
+    wanted = x
+    for _ in range(3):
+        wanted = F.avg_pool2d(F.pad(wanted, [radius] * 4, mode="replicate"), 2 * radius + 1, 1)
+    torch.testing.assert_close(_blur(x, radius), wanted, rtol=0, atol=2e-5)
+    for value in (0.0, 1.0):
+        assert torch.equal(_blur(torch.full_like(x, value), radius), torch.full_like(x, value)), "exactly"
+
+
+@pytest.mark.parametrize("side", [40, 100, 256, 512, 600])
+def test_pictures_are_made_small_by_their_areas(side):
+    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(_small(x), F.interpolate(x, (min(side, 256),) * 2, mode="area"))
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 4, 24])

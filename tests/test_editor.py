@@ -363,12 +363,14 @@ def test_a_refined_edit_is_held_to_what_the_style_branch_draws(refining, editor,
     assert composed[0][3] is inversion.drawn and composed[1][3] is None
 
 
-def test_an_edit_is_held_to_the_outline_of_the_face(refining, found, composed):
+def test_an_edit_is_held_to_the_outlines_of_the_face(refining, found, composed):
     inversion = refining.invert(photo())
-    assert torch.equal(inversion.outline, refining._frame_net.outline(inversion.crop))
+    kept = (inversion.outline, inversion.eyes, inversion.mouth)
+    assert all(map(torch.equal, kept, refining._frame_net.outlines(inversion.crop)))
     refining.edit(inversion, smile=1.0)
     refining.edit(inversion, smile=1.0, refine=False)
     assert composed[0][4] is composed[1][4] is inversion.outline
+    assert all(given[6:] == (inversion.eyes, inversion.mouth) for given in composed)
 
 
 @pytest.fixture
@@ -896,7 +898,8 @@ def test_without_a_frame_net_crops_and_landmarks_still_work(saved, found):
         loaded.edit(photo(), smile=1.0)
     assert loaded.edit(photo(), smile=1.0, landmarks=LANDMARKS).shape == (96, 128, 3)
     assert loaded.edit(photo(64, 64), smile=1.0, aligned=True).shape == (64, 64, 3)
-    assert loaded.invert(photo(64, 64), aligned=True).outline is None
+    inversion = loaded.invert(photo(64, 64), aligned=True)
+    assert inversion.outline is inversion.eyes is inversion.mouth is None
 
 
 def test_the_frame_net_says_where_the_crop_lies(editor, found):

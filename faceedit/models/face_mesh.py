@@ -19,6 +19,8 @@ N_POINTS = 468
 LEFT_EYE = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
 RIGHT_EYE = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
 NOSE, LEFT_MOUTH, RIGHT_MOUTH = 4, 61, 291
+# The inner rim of the lips.
+MOUTH = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
 # Around the face without its forehead: from the temple on the right of the picture by the chin to the
 # other, and back along the upper edges of the brows.
 OUTLINE = (

@@ -13,6 +13,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from faceedit.crop import frame_from_landmarks
-from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, NOSE, OUTLINE, RIGHT_EYE, RIGHT_MOUTH, FaceMesh
+from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, MOUTH, NOSE, OUTLINE, RIGHT_EYE, RIGHT_MOUTH, FaceMesh
 
 # The first window, from a detector's box: its side per box side, and how far its middle lies above
 # the box's, in box sides: what dlib's frontal detector gives on generated faces.
@@ -30,6 +31,14 @@ WINDOW_ABOVE_BOX = 0.1
 WINDOW_PER_FACE = 1.5  # side of the later ones, per longer side of the face
 # The first window in an aligned crop, in its sides: middle and half side, the means of those that fit 30 portraits.
 WINDOW_IN_CROP = (complex(0.5, 0.59), 0.5)
+
+
+class Outlines(NamedTuple):
+    """A face in its crop: corners (x, y) of polygons, in sides of the crop from its top left corner, float32."""
+
+    face: Tensor  # (33, 2), around it up to the brows, without the forehead that hair may cover
+    eyes: Tensor  # (2, 16, 2), what is seen of them between their lids
+    mouth: Tensor  # (20, 2), what is seen between the lips
 
 
 class FrameNet(nn.Module):
@@ -79,23 +88,22 @@ class FrameNet(nn.Module):
         return frame.center, frame.x_axis
 
     @torch.no_grad()
-    def outline(self, crop: Tensor) -> Tensor:
-        """Where the face is in its crop: around it up to the brows, without the forehead that hair may cover.
+    def outlines(self, crop: Tensor) -> Outlines:
+        """Where the face is in its crop, and its openings.
 
         Args:
             crop: ``(3, S, S)`` in [0, 1], an aligned face.
 
         Returns:
-            ``(33, 2)`` float32: (x, y) of the corners of a polygon, in sides of the crop from its top left
-            corner. What it says of a picture without a face is arbitrary.
+            Polygons. What they say of a picture without a face is arbitrary.
         """
         pixels, side = (crop * 255).round().byte().permute(1, 2, 0).contiguous().numpy(), crop.shape[-1]
         center, axis = WINDOW_IN_CROP[0] * side, complex(WINDOW_IN_CROP[1] * side)
         for _ in range(2):
             mesh = center + axis * self._see(cut_window(pixels, center, axis, self.mesh.size))[0]
             center, axis = _window_around(mesh)
-        found = mesh[list(OUTLINE)] / side
-        return torch.from_numpy(np.stack([found.real, found.imag], -1)).float()
+        points = torch.view_as_real(torch.from_numpy(mesh / side)).float()
+        return Outlines(points[list(OUTLINE)], points[torch.tensor([LEFT_EYE, RIGHT_EYE])], points[list(MOUTH)])
 
     def _see(self, *windows: Tensor) -> NDArray[np.complex128]:
         """The mesh in each window, ``(B, 468)``: x right, y down, so that similarities are products."""

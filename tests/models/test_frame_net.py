@@ -9,7 +9,7 @@ import torch
 
 from faceedit.crop import frame_from_landmarks
 from faceedit.errors import LandmarksError
-from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, N_POINTS, NOSE, OUTLINE, RIGHT_EYE, RIGHT_MOUTH
+from faceedit.models.face_mesh import LEFT_EYE, LEFT_MOUTH, MOUTH, N_POINTS, NOSE, OUTLINE, RIGHT_EYE, RIGHT_MOUTH
 from faceedit.models.frame_net import FrameNet, cut_window
 
 HEIGHT, WIDTH = 120, 200
@@ -108,13 +108,15 @@ def test_what_is_no_face_has_no_frame(net, places):
 
 
 @pytest.mark.parametrize("degrees", [0, 15])
-def test_the_outline_is_in_sides_of_the_crop(net, places, degrees):
+def test_outlines_are_in_sides_of_the_crop(net, places, degrees):
     net.mesh = Seeing(planted(58 + 64j, 30, degrees))
-    outline = net.outline(torch.from_numpy(places[:, :HEIGHT]).permute(2, 0, 1) / 255)
-    truth = net.mesh.mesh[list(OUTLINE)] / HEIGHT
-    assert outline.dtype == torch.float32
-    assert outline.numpy() == pytest.approx(np.stack([truth.real, truth.imag], -1), abs=0.005)
-    assert len(net.mesh.windows) == 2, "once for where the face is, once for its outline"
+    found = net.outlines(torch.from_numpy(places[:, :HEIGHT]).permute(2, 0, 1) / 255)
+    wanted = (OUTLINE, [LEFT_EYE, RIGHT_EYE], MOUTH)
+    for outline, shape, points in zip(found, ((33, 2), (2, 16, 2), (20, 2)), wanted, strict=True):
+        truth = net.mesh.mesh[np.array(points)] / HEIGHT
+        assert outline.dtype == torch.float32 and outline.shape == shape
+        assert outline.numpy() == pytest.approx(np.stack([truth.real, truth.imag], -1), abs=0.005)
+    assert len(net.mesh.windows) == 2, "once for where the face is, once for its outlines"
 
 
 @pytest.mark.parametrize(("side", "degrees"), [(50, 0), (80, 25), (20, 140)])
