@@ -55,6 +55,7 @@ _COLOUR = (0.7, 0.9)  # mean local structure of the pictures before and after in
 _HAIR = (1.0, 1.6)  # an edit's mean difference beside the face, in that within: of the face first, of hair first
 _OTHER = (0.12, 0.20)  # local difference of photograph and style branch: hair of some colour, a hat or a scarf
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
+_RECOLOURED = (0.55, 0.75)  # an edit's mean difference beside the face, in that within: hair stays, may change its colour
 _TONE = (0.6, 2.2)  # what hair's brightness is multiplied by: least, most
 _GREYED = (1.0, 1.5)  # such a factor: hair keeps its colour, takes on half of the edit's
 _ALIKE = (0.3, 0.7)  # local structure of the pictures before and after: hair tells no colour, does
@@ -69,6 +70,7 @@ _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.5, 0.65)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
+_LENS = (1.35, 1.7)  # an edit's mean difference close around an opening, in that within the face: of all of it, of glasses
 _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mouth, an open one
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
 _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
@@ -238,7 +240,7 @@ def _look(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face,
         near=near, within=within, whole=whole,
         person=None if person is None else _resized(person[None, None], change), unlike=unlike, fringe=fringe, bare=bare,
-        recolours=whole * (1 - fringe.amax() * bare * grown),
+        recolours=_smoothstep(beside / within, *_RECOLOURED) * (1 - fringe.amax() * bare * grown),
     )  # fmt: skip
 
 
@@ -346,7 +348,9 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
         kept = _smoothstep(_mean(edit.structure, inside), *same) * share
         around = _widened(inside, 5) - _widened(inside, 1)
         ratio = [(x * around).sum((2, 3)) / around.sum().clamp_min(1) + 0.02 for x in (edit.after, edit.before)]
-        part = _blur(_widened(inside, 1), 1)
+        kept = kept * (1 - _smoothstep(_mean(edit.change, _widened(inside, 8) - inside) / edit.within, *_LENS))
+        # Without their rims, for lashes and lips are the edit's.
+        part = _blur(1 - _widened(1 - inside, 1), 1)
         light = light.lerp((ratio[0] / ratio[1]).clamp(*_LIGHT)[..., None, None], part)
         where = torch.maximum(where, part * kept)
     return light - 1, where

@@ -301,11 +301,11 @@ def test_hair_over_the_rim_of_a_face_changes_as_hair_does(over):
     lock = torch.zeros(256, 256)
     lock[120:150, 82:92] = float(over)
     crop = torch.where(lock > 0, torch.tensor([0.2, 0.15, 0.1])[:, None, None], crop)
-    after = crop + 0.1 * hair + skin * torch.tensor([-0.05, 0.03, 0.07])[:, None, None] * (1 - lock) + 0.3 * lock
+    after = crop + 0.2 * hair + skin * torch.tensor([-0.05, 0.03, 0.07])[:, None, None] * (1 - lock) + 0.4 * lock
     edited, _ = compose(crop, crop, after, crop, outline, head)
     part = (slice(None), slice(126, 144), slice(85, 89))
     if over:
-        assert 0.05 < (edited - crop)[part].mean() < 0.2, "brighter by about the factor of hair around, not by .3"
+        assert 0.1 < (edited - crop)[part].mean() < 0.28, "brighter by about the factor of hair around, not by .4"
     else:
         torch.testing.assert_close((edited - crop)[part], (after - crop)[part], rtol=0, atol=0.01)
 
