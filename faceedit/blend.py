@@ -13,9 +13,9 @@ but where hair hangs over it from the sides and the edit is one of hair and skin
 forehead, too, as far as no hair is in its way. Where the person is known, an edit that is one of hair first may change
 its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
 
-Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
-photograph's own is multiplied by, as far as each of its pixels is hair and not skin or background, so that every strand
-stays. Eyes stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does
+Colour is all that changes of hair at its edges and over the face, where the person is known: what the edit makes of
+the hair around is what the photograph's own is multiplied by, as far as each of its pixels is hair and not skin or
+background, so that every strand stays; in the midst of hair the edit's own strands show as well. Eyes stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does
 what an open mouth shows; only the light on them follows the edit.
 """
 
@@ -66,6 +66,8 @@ _AREA = (0.5, 0.8)  # share of pixels with skin's colour: highlights of hair, sk
 _HAIRY = (0.45, 0.75)  # where between skin's colour and hair's a pixel lies: skin, hair
 _OPAQUE = (0.2, 0.7)  # where between the background's colour and hair's a pixel lies: background, hair
 _GLOSS = 1.5  # how much brighter than hair around what gets brighter with it is at most
+_EDGE = 12  # how far from its edge hair is at least, in pixels, to be in the midst of it
+_INNER = 0.3  # how far it keeps its strands there, where nothing can shine through
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.5, 0.65)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
@@ -323,7 +325,8 @@ def _hair(edit: _Edit, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tens
     if eyes is not None:
         brows = _blur(_widened(sum(_raised(eye, _BROW, s) for eye in eyes).clamp_max(1), 4), 2)
         rim = rim * (1 - brows * _smoothstep(_blur(_small(bare), 8), *_SKINNY))
-    where = (1 - fine(core)).maximum(fine(rim) * apart) * (1 - bare)
+    deep = fine(_smoothstep(_blur(1 - _widened(1 - person, _EDGE), 4), 0.3, 0.9)) * (1 - through)
+    where = (fine(1 - core) * (1 - (1 - _INNER) * deep)).maximum(fine(rim * core) * apart) * (1 - bare)
     return changed / pixels.clamp_min(0.01), where * fine(_smoothstep(there, *_COLOURED) * edit.recolours)
 
 

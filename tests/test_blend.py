@@ -261,14 +261,16 @@ def haired(size=256):
 
 
 def test_hair_keeps_its_strands_when_its_colour_changes():
-    """All of it gets brighter by the same factor, though the generator draws hardly any strands, and those of its own."""
+    """At its edge all of it gets brighter by the same factor, though the generator draws no strands; inside they fade."""
     crop, hair, skin, head, outline = haired()
     before = crop * (1 - hair) + hair * torch.tensor([0.2, 0.15, 0.1])[:, None, None]
     edited, mask = compose(crop, before, before + 0.2 * hair + 0.06 * skin, crop, outline, head)
-    core = (slice(None), slice(140, 180), slice(44, 60))
-    assert mask[core[1:]].min() > 0.95
-    factor = edited[core].mean(0) / crop[core].mean(0)
+    edge, inner = ((slice(None), slice(140, 180), slice(*columns)) for columns in ((36, 42), (56, 64)))
+    assert mask[edge[1:]].min() > 0.95
+    factor = edited[edge].mean(0) / crop[edge].mean(0)
     assert factor.mean() > 1.5 and factor.std() < 0.05 * factor.mean()
+    kept = edited[inner].mean(0).std() / crop[inner].mean(0).std()
+    assert 0.1 < kept < 0.9
 
 
 def test_hair_does_not_become_see_through_where_the_edit_draws_less_of_it():
