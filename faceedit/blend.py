@@ -13,9 +13,9 @@ but where hair hangs over it from the sides and the edit is one of hair and skin
 forehead, too, as far as no hair is in its way. Where the person is known, an edit that is one of hair first may change
 its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
 
-Colour is all that changes of hair at its edges and over the face, where the person is known: what the edit makes of
-the hair around is what the photograph's own is multiplied by, as far as each of its pixels is hair and not skin or
-background, so that every strand stays; in the midst of hair the edit's own strands show as well. Eyes stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does
+Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
+photograph's own is multiplied by, as far as each of its pixels is hair and not skin or background, so that every strand
+stays. Eyes stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does
 what an open mouth shows; only the light on them follows the edit.
 """
 
@@ -55,7 +55,6 @@ _COLOUR = (0.7, 0.9)  # mean local structure of the pictures before and after in
 _HAIR = (1.0, 1.6)  # an edit's mean difference beside the face, in that within: of the face first, of hair first
 _OTHER = (0.12, 0.20)  # local difference of photograph and style branch: hair of some colour, a hat or a scarf
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
-_RECOLOURED = (0.55, 0.75)  # an edit's mean difference beside the face, in that within: hair stays, may change its colour
 _TONE = (0.6, 2.2)  # what hair's brightness is multiplied by: least, most
 _GREYED = (1.0, 1.5)  # such a factor: hair keeps its colour, takes on half of the edit's
 _ALIKE = (0.3, 0.7)  # local structure of the pictures before and after: hair tells no colour, does
@@ -66,13 +65,11 @@ _AREA = (0.5, 0.8)  # share of pixels with skin's colour: highlights of hair, sk
 _HAIRY = (0.45, 0.75)  # where between skin's colour and hair's a pixel lies: skin, hair
 _OPAQUE = (0.2, 0.7)  # where between the background's colour and hair's a pixel lies: background, hair
 _GLOSS = 1.5  # how much brighter than hair around what gets brighter with it is at most
-_EDGE = 12  # how far from its edge hair is at least, in pixels, to be in the midst of it
-_INNER = 0.3  # how far it keeps its strands there, where nothing can shine through
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.5, 0.65)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
-_LENS = (1.35, 1.7)  # an edit's mean difference close around an opening, in that within the face: of all of it, of glasses
+_LENS = (1.35, 1.7)  # an edit's mean difference close around the eyes, in that within the face: of all of it, of glasses
 _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mouth, an open one
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
 _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
@@ -93,6 +90,7 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)  # kept, and so not to be made one of whatever mode asks first
 def _box(size: int, radius: int) -> Tensor:
     """Three sums over ``2 radius + 1`` pixels in a row, on a line whose ends repeat, as a matrix ``(size, size)``."""
     taken = torch.zeros(size, size)
@@ -109,7 +107,8 @@ def _blur(x: Tensor, radius: int) -> Tensor:
     """
     down, across = (_box(side, radius).to(x) for side in x.shape[-2:])
     pixels = (2 * radius + 1) ** 3
-    return (down @ x / pixels) @ across.T / pixels
+    with torch.autocast(x.device.type, enabled=False):  # whole numbers need all their digits
+        return (down @ x / pixels) @ across.T / pixels
 
 
 def _widened(x: Tensor, radius: int) -> Tensor:
@@ -219,12 +218,14 @@ class _Edit(NamedTuple):
     unlike: Tensor | None  # local difference of the photograph and what the style branch drew
     fringe: Tensor  # how far it is hair that falls over the forehead
     bare: Tensor  # how far the forehead is one, and not a hat
+    lens: Tensor  # how far it is one of what is around the eyes, as glasses are
     recolours: Tensor  # how far it is one of hair as well, but not of a fringe that grows or goes
 
 
 def _look(
-    crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None, outline: Tensor | None, person: Tensor | None
-) -> _Edit:
+    crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None, outline: Tensor | None, person: Tensor | None,
+    eyes: Tensor | None,
+) -> _Edit:  # fmt: skip
     """What an edit is one of; see `compose` for its arguments."""
     change = change_mask(before, after)
     photo, before, after = (_small(picture[None]) for picture in (crop, before, after))
@@ -238,11 +239,15 @@ def _look(
     fringe, bare, grown = torch.zeros(3)
     if unlike is not None and person is not None and outline is not None:
         fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
+    lens = torch.zeros(())
+    if eyes is not None:
+        inside = _filled(eyes, size)
+        lens = _smoothstep(_mean(change, _widened(inside, 8) - inside) / within, *_LENS)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face,
         near=near, within=within, whole=whole,
         person=None if person is None else _resized(person[None, None], change), unlike=unlike, fringe=fringe, bare=bare,
-        recolours=_smoothstep(beside / within, *_RECOLOURED) * (1 - fringe.amax() * bare * grown),
+        recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens,
     )  # fmt: skip
 
 
@@ -325,8 +330,7 @@ def _hair(edit: _Edit, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tens
     if eyes is not None:
         brows = _blur(_widened(sum(_raised(eye, _BROW, s) for eye in eyes).clamp_max(1), 4), 2)
         rim = rim * (1 - brows * _smoothstep(_blur(_small(bare), 8), *_SKINNY))
-    deep = fine(_smoothstep(_blur(1 - _widened(1 - person, _EDGE), 4), 0.3, 0.9)) * (1 - through)
-    where = (fine(1 - core) * (1 - (1 - _INNER) * deep)).maximum(fine(rim * core) * apart) * (1 - bare)
+    where = fine(1 - core).maximum(fine(rim) * apart) * (1 - bare)
     return changed / pixels.clamp_min(0.01), where * fine(_smoothstep(there, *_COLOURED) * edit.recolours)
 
 
@@ -348,10 +352,9 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
         shapes.append((mouth, _TEETH, _smoothstep(_filled([mouth], s).mean(), *_OPEN)))
     for outline, same, share in shapes:
         inside = _filled([outline], s)
-        kept = _smoothstep(_mean(edit.structure, inside), *same) * share
+        kept = _smoothstep(_mean(edit.structure, inside), *same) * share * (1 - edit.lens)
         around = _widened(inside, 5) - _widened(inside, 1)
         ratio = [(x * around).sum((2, 3)) / around.sum().clamp_min(1) + 0.02 for x in (edit.after, edit.before)]
-        kept = kept * (1 - _smoothstep(_mean(edit.change, _widened(inside, 8) - inside) / edit.within, *_LENS))
         # Without their rims, for lashes and lips are the edit's.
         part = _blur(1 - _widened(1 - inside, 1), 1)
         light = light.lerp((ratio[0] / ratio[1]).clamp(*_LIGHT)[..., None, None], part)
@@ -407,7 +410,7 @@ def compose(
     def full(x: Tensor) -> Tensor:
         return F.interpolate(x, size, mode="bilinear", align_corners=False)[0]
 
-    edit = _look(crop, before, after, drawn, outline, person)
+    edit = _look(crop, before, after, drawn, outline, person, eyes)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
     shown = full(_blur(_widened(_smoothstep(edit.change, *_SHOW), 4), 3) * _trust(edit, outline))
     replaced = _blur(_widened(_smoothstep(edit.change, *_REPLACE), 3), 2)
