@@ -15,8 +15,9 @@ its colour, and one of the forehead first may let hair fall over it; beside the 
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
 photograph's own is multiplied by, as far as each of its pixels is hair and not skin or background, so that every strand
-stays. Eyes stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does
-what an open mouth shows; only the light on them follows the edit.
+stays; but in the midst of hair that the style branch drew as it is, the edit's own strands show. Eyes stay the
+photograph's own where the edit leaves them what they are, for generators wash them out, and so does what an open mouth
+shows; only the light on them follows the edit.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ _AREA = (0.5, 0.8)  # share of pixels with skin's colour: highlights of hair, sk
 _HAIRY = (0.45, 0.75)  # where between skin's colour and hair's a pixel lies: skin, hair
 _OPAQUE = (0.2, 0.7)  # where between the background's colour and hair's a pixel lies: background, hair
 _GLOSS = 1.5  # how much brighter than hair around what gets brighter with it is at most
+_EDGE = 12  # how far from its edge hair is at least, in pixels, to be in the midst of it
+_DRAWN = (0.06, 0.15)  # local difference of photograph and style branch: the same hair, another's
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.5, 0.65)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
@@ -330,7 +333,10 @@ def _hair(edit: _Edit, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tens
     if eyes is not None:
         brows = _blur(_widened(sum(_raised(eye, _BROW, s) for eye in eyes).clamp_max(1), 4), 2)
         rim = rim * (1 - brows * _smoothstep(_blur(_small(bare), 8), *_SKINNY))
-    where = fine(1 - core).maximum(fine(rim) * apart) * (1 - bare)
+    # In the midst of hair that the style branch drew nothing can shine through, and the edit's own strands may show.
+    midst = _smoothstep(_blur(1 - _widened(1 - person, _EDGE), 4), 0.2, 0.8) * (1 - core)
+    midst = midst * (1 - _blur(_smoothstep(edit.unlike, *_DRAWN), 8))
+    where = (fine(1 - core) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
     return changed / pixels.clamp_min(0.01), where * fine(_smoothstep(there, *_COLOURED) * edit.recolours)
 
 
