@@ -130,6 +130,11 @@ def _widened(x: Tensor, radius: int) -> Tensor:
     return x
 
 
+def _narrowed(x: Tensor, radius: int) -> Tensor:
+    """Smallest value in the square that `_widened` takes the largest of, of values in [0, 1]."""
+    return 1 - _widened(1 - x, radius)
+
+
 def _smoothstep(x: Tensor, low: float, high: float) -> Tensor:
     t = ((x - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
@@ -215,6 +220,8 @@ class _Edit(NamedTuple):
     structure: Tensor  # how far they have the same structure
     face: Tensor  # where the face is
     near: Tensor  # the same and what is close around
+    side: Tensor  # its rim above the mouth, where hair may hang over it
+    forehead: Tensor  # the same and what is so far above the brows; 0 where they are not known
     within: Tensor  # mean change in the face
     whole: Tensor  # 0 for an edit of the face alone, 1 for one of what is around as well
     person: Tensor | None  # where the person is
@@ -248,17 +255,17 @@ def _look(
         lens = _smoothstep(_mean(change, _widened(inside, 8) - inside) / within, *_LENS)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face,
-        near=near, within=within, whole=whole,
+        near=near, within=within, whole=whole, side=_side(face),
+        forehead=torch.zeros(()) if outline is None else _blur(_raised(outline, _FOREHEAD, size), 4),
         person=None if person is None else _resized(person[None, None], change), unlike=unlike, fringe=fringe, bare=bare,
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens,
     )  # fmt: skip
 
 
-def _trust(edit: _Edit, outline: Tensor | None) -> Tensor:
+def _trust(edit: _Edit) -> Tensor:
     """Where an edit is believed, ``(1, 1, s, s)``: in the face, and where pictures and photograph agree."""
     change, unlike, face, whole = edit.change, edit.unlike, edit.face, edit.whole
     agree = agreement(edit.photo, edit.before)
-    size = agree.shape[-1]
     covered, forehead, hair = torch.zeros(3)
     if unlike is not None:
         ghost = _smoothstep(unlike * change, *_GHOST)
@@ -266,10 +273,9 @@ def _trust(edit: _Edit, outline: Tensor | None) -> Tensor:
         moved = moved * (1 - _smoothstep(edit.structure, *_SAME))
         # Wide, for half of a change of hair is worse than none.
         agree = agree * (1 - _blur(_widened(ghost, 24), 8)) * (1 - _blur(_widened(moved, 6), 4))
-        covered = _blur(_widened(_smoothstep(unlike * change, *_OVER) * _side(face), 5), 4)
-        if outline is not None:
-            forehead = _blur(_raised(outline, _FOREHEAD, size), 4) * (1 - _blur(_widened(ghost, 5), 4))
-            forehead = forehead * (1 - _blur(_widened(_smoothstep(change, *_GROWN), 3), 3))
+        covered = _blur(_widened(_smoothstep(unlike * change, *_OVER) * edit.side, 5), 4)
+        forehead = edit.forehead * (1 - _blur(_widened(ghost, 5), 4))
+        forehead = forehead * (1 - _blur(_widened(_smoothstep(change, *_GROWN), 3), 3))
         if edit.person is not None:
             hair = _smoothstep(_blur(edit.structure, 4), *_COLOUR) * (1 - _blur(_smoothstep(unlike, *_OTHER), 8))
             hair = hair * _smoothstep(_mean(change, (1 - edit.near) * edit.person) / edit.within, *_HAIR)
@@ -305,20 +311,19 @@ def _hair(edit: _Edit, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tens
         share = _blur(part, radius)
         return _blur(x * part, radius) / share.clamp_min(1e-4), share
 
-    seen = (1 - _widened(1 - person, 6)) * (1 - _widened(edit.face, 4)) * _smoothstep(edit.structure, *_ALIKE)
+    seen = _narrowed(person, 6) * (1 - _widened(edit.face, 4)) * _smoothstep(edit.structure, *_ALIKE)
     colours, there = mean(torch.cat((edit.photo, edit.before, edit.after), 1), seen, 12)
     hair, old, new = colours.chunk(3, 1)
     tone = ((new.mean(1, True) + 0.04) / (old.mean(1, True) + 0.04)).clamp(*_TONE)
     tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * _smoothstep(tone, *_GREYED)
-    core = torch.maximum(_blur(_widened(edit.face, 5), 3), _blur(_raised(outline, _FOREHEAD, s), 4))
+    core = torch.maximum(_blur(_widened(edit.face, 5), 3), edit.forehead)
 
     behind, share = mean(edit.photo, 1 - _widened(person, 4), 12)
     behind, hair = fine(behind), fine(hair)
     through = 1 - _smoothstep(_between(pixels, behind, hair)[0], *_OPAQUE)
     through = through * fine(_smoothstep(share, *_THERE) * _smoothstep(there, *_THERE))
     around, share = mean(edit.photo, seen, 24)
-    skin = 1 - _widened(1 - _filled([outline], s), 6)
-    skin = ((edit.photo * skin).sum((2, 3)) / skin.sum().clamp_min(1))[..., None, None]
+    skin = _colour(edit.photo, _narrowed(_filled([outline], s), 6))
     hairy, apart = _between(pixels, skin, fine(around))
     apart = _smoothstep(apart, *_APART)
     bare = (1 - _smoothstep(hairy, *_HAIRY)) * apart * fine(_smoothstep(share, *_THERE)) * (1 - through)
@@ -329,12 +334,12 @@ def _hair(edit: _Edit, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tens
     own = (pixels - through * behind - bare * skin).clamp_min(0).minimum(_GLOSS * hair)
     changed = fine(tone) * own.lerp(own.mean(1, True) * fine(tint), fine(grey)) - own
     # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
-    rim = _side(edit.face)
+    rim = edit.side
     if eyes is not None:
         brows = _blur(_widened(sum(_raised(eye, _BROW, s) for eye in eyes).clamp_max(1), 4), 2)
         rim = rim * (1 - brows * _smoothstep(_blur(_small(bare), 8), *_SKINNY))
     # In the midst of hair that the style branch drew nothing can shine through, and the edit's own strands may show.
-    midst = _smoothstep(_blur(1 - _widened(1 - person, _EDGE), 4), 0.2, 0.8) * (1 - core)
+    midst = _smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * (1 - core)
     midst = midst * (1 - _blur(_smoothstep(edit.unlike, *_DRAWN), 8))
     where = (fine(1 - core) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
     return changed / pixels.clamp_min(0.01), where * fine(_smoothstep(there, *_COLOURED) * edit.recolours)
@@ -360,12 +365,17 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
         inside = _filled([outline], s)
         kept = _smoothstep(_mean(edit.structure, inside), *same) * share * (1 - edit.lens)
         around = _widened(inside, 5) - _widened(inside, 1)
-        ratio = [(x * around).sum((2, 3)) / around.sum().clamp_min(1) + 0.02 for x in (edit.after, edit.before)]
+        ratio = [_colour(x, around) + 0.02 for x in (edit.after, edit.before)]
         # Without their rims, for lashes and lips are the edit's.
-        part = _blur(1 - _widened(1 - inside, 1), 1)
-        light = light.lerp((ratio[0] / ratio[1]).clamp(*_LIGHT)[..., None, None], part)
+        part = _blur(_narrowed(inside, 1), 1)
+        light = light.lerp((ratio[0] / ratio[1]).clamp(*_LIGHT), part)
         where = torch.maximum(where, part * kept)
     return light - 1, where
+
+
+def _colour(picture: Tensor, part: Tensor) -> Tensor:
+    """A picture's mean colour over a part of it, ``(1, 3, 1, 1)``."""
+    return (picture * part).sum((2, 3), keepdim=True) / part.sum().clamp_min(1)
 
 
 def _mean(change: Tensor, part: Tensor) -> Tensor:
@@ -411,17 +421,15 @@ def compose(
         The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
         [0, 1], exactly 0 where the crop is untouched.
     """
-    size = crop.shape[-2:]
 
     def full(x: Tensor) -> Tensor:
-        return F.interpolate(x, size, mode="bilinear", align_corners=False)[0]
+        return _resized(x, crop)[0]
 
     edit = _look(crop, before, after, drawn, outline, person, eyes)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    shown = full(_blur(_widened(_smoothstep(edit.change, *_SHOW), 4), 3) * _trust(edit, outline))
+    shown = full(_blur(_widened(_smoothstep(edit.change, *_SHOW), 4), 3) * _trust(edit))
     replaced = _blur(_widened(_smoothstep(edit.change, *_REPLACE), 3), 2)
-    missing = (crop - before)[None]
-    detail = missing[0] - full(_blur(_small(missing), 6))
+    detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     changed = after - before - full(replaced) * detail
     reach = None if edit.person is None else _blur(edit.person, 2)
     held = []

@@ -246,6 +246,7 @@ def test_a_fringe_falls_on_a_bare_forehead(over, unlike, shown):
     brows = mask[113:119, 100:156]  # in the face, where all else is believed
     assert brows.max() < 0.1 if unlike > 0.2 else brows.min() > 0.9
 
+
 def strands(size=256, strength=0.15):
     """Detail of 4 x 4 pixels, as hair has it."""
     return grain(size, strength)[:1].repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :size, :size]
