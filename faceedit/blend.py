@@ -15,9 +15,11 @@ its colour, and one of the forehead first may let hair fall over it; beside the 
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
 photograph's own is multiplied by, as far as each of its pixels is hair and not skin or background, so that every strand
-stays; but in the midst of hair that the style branch drew as it is, the edit's own strands show. Eyes stay the
-photograph's own where the edit leaves them what they are, for generators wash them out, and so does what an open mouth
-shows; only the light on them follows the edit.
+stays. A factor cannot move a silhouette, and so it shows where the edit's own picture may not; where that picture gets
+brighter or darker than hair does elsewhere, hair has gone, and takes the factor of the rest. In the midst of hair that
+the style branch drew as it is, the edit's own strands show. Eyes stay the photograph's own where the edit leaves them
+what they are, for generators wash them out, and so does what an open mouth shows, the more so after an edit of face and
+hair; only the brightness of the light on them follows the edit.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ _HAIR = (1.0, 1.6)  # an edit's mean difference beside the face, in that within:
 _OTHER = (0.12, 0.20)  # local difference of photograph and style branch: hair of some colour, a hat or a scarf
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
 _TONE = (0.6, 2.2)  # what hair's brightness is multiplied by: least, most
+_ODD = (0.4, 0.65)  # logarithm of that factor somewhere in units of that of all hair: hair, what else comes there
 _GREYED = (1.0, 1.5)  # such a factor: hair keeps its colour, takes on half of the edit's
 _ALIKE = (0.3, 0.7)  # local structure of the pictures before and after: hair tells no colour, does
 _THERE = (0.005, 0.05)  # share of a part that is around: its mean colour is not known, is
@@ -67,11 +70,14 @@ _HAIRY = (0.45, 0.75)  # where between skin's colour and hair's a pixel lies: sk
 _OPAQUE = (0.2, 0.7)  # where between the background's colour and hair's a pixel lies: background, hair
 _GLOSS = 1.5  # how much brighter than hair around what gets brighter with it is at most
 _EDGE = 12  # how far from its edge hair is at least, in pixels, to be in the midst of it
+_HATLESS = (0.6, 0.8)  # share of what is beside the face that the style branch drew in its colour: a hat or a scarf, hair
 _DRAWN = (0.06, 0.15)  # local difference of photograph and style branch: the same hair, another's
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
+_BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
-_EYES = (0.5, 0.65)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
+_EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
+_SPEECHLESS = 0.2  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _LENS = (1.35, 1.7)  # an edit's mean difference close around the eyes, in that within the face: of all of it, of glasses
 _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mouth, an open one
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
@@ -288,17 +294,25 @@ def _trust(edit: _Edit) -> Tensor:
 
 def _side(face: Tensor) -> Tensor:
     """The rim of a face above its mouth, where hair may hang over it: ``(1, 1, s, s)``."""
-    height = (torch.arange(face.shape[-1]) + 0.5)[:, None] / face.shape[-1]
-    return _blur(_widened(1 - face, _RIM), 3) * (1 - _smoothstep(height, *_MOUTH))
+    return _blur(_widened(1 - face, _RIM), 3) * _upper(face.shape[-1])
 
 
-def _hair(edit: _Edit, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """How an edit changes hair: in parts of the photograph, ``(1, 3, f, f)``, and where it is this that changes,
-    ``(1, 1, f, f)`` in [0, 1].
+def _upper(size: int) -> Tensor:
+    """The part of a picture where hair is rather than a neck or clothes, ``(size, 1)``."""
+    height = (torch.arange(size) + 0.5)[:, None] / size
+    return 1 - _smoothstep(height, *_MOUTH)
 
-    Hair's colours before and after are means around, where the two pictures have the same strands; what their ratio
-    is, the photograph's hair is multiplied by. Background and skin shine through it and stay: how far a pixel is hair
-    is told from its colour and theirs.
+
+def _hair(
+    edit: _Edit, trust: Tensor, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How an edit changes hair: in parts of the photograph, ``(1, 3, f, f)``, where it is this that changes,
+    ``(1, 1, f, f)`` in [0, 1], and how far it does so where the edit itself is not believed, ``(1, 1, f, f)``.
+
+    Hair's colours before and after are means over what has the same strands in both pictures: around where the edit is
+    believed, and else over all of it, as other strands or background may come there. What their ratio is, the
+    photograph's hair is multiplied by. Background and skin shine through it and stay: how far a pixel is hair is told
+    from its colour and theirs.
     """
     s = edit.change.shape[-1]
     pixels = _small(crop[None], _FINE)
@@ -311,22 +325,29 @@ def _hair(edit: _Edit, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tens
         share = _blur(part, radius)
         return _blur(x * part, radius) / share.clamp_min(1e-4), share
 
-    seen = _narrowed(person, 6) * (1 - _widened(edit.face, 4)) * _smoothstep(edit.structure, *_ALIKE)
-    colours, there = mean(torch.cat((edit.photo, edit.before, edit.after), 1), seen, 12)
-    hair, old, new = colours.chunk(3, 1)
-    tone = ((new.mean(1, True) + 0.04) / (old.mean(1, True) + 0.04)).clamp(*_TONE)
-    tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * _smoothstep(tone, *_GREYED)
+    part = _narrowed(person, 6) * (1 - _widened(edit.face, 4))
+    hair, there = mean(edit.photo, part, 12)
+    same = part * _smoothstep(edit.structure, *_ALIKE)
+    colours, known = mean(torch.cat((edit.before, edit.after), 1), same, 12)
     core = torch.maximum(_blur(_widened(edit.face, 5), 3), edit.forehead)
+    upper = same * _upper(s)
+    wide = [_colour(picture, upper) for picture in (edit.before, edit.after)]
+    odd = (_tone(_blur(edit.before, 4), _blur(edit.after, 4)) / _tone(*wide)).log().abs()
+    usual = torch.maximum(1 - _blur(_widened(_smoothstep(odd, *_ODD) * (1 - core), 2), 4), core)
+    near = trust * usual * _smoothstep(known, *_COLOURED)
+    old, new = (everywhere.lerp(around, near) for everywhere, around in zip(wide, colours.chunk(2, 1), strict=True))
+    tone = _tone(old, new).clamp(*_TONE)
+    tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * _smoothstep(tone, *_GREYED)
 
     behind, share = mean(edit.photo, 1 - _widened(person, 4), 12)
     behind, hair = fine(behind), fine(hair)
     through = 1 - _smoothstep(_between(pixels, behind, hair)[0], *_OPAQUE)
     through = through * fine(_smoothstep(share, *_THERE) * _smoothstep(there, *_THERE))
-    around, share = mean(edit.photo, seen, 24)
+    around, share = mean(edit.photo, part, 24)
     skin = _colour(edit.photo, _narrowed(_filled([outline], s), 6))
     hairy, apart = _between(pixels, skin, fine(around))
-    apart = _smoothstep(apart, *_APART)
-    bare = (1 - _smoothstep(hairy, *_HAIRY)) * apart * fine(_smoothstep(share, *_THERE)) * (1 - through)
+    hairy, apart = _smoothstep(hairy, *_HAIRY), _smoothstep(apart, *_APART)
+    bare = (1 - hairy) * apart * fine(_smoothstep(share, *_THERE)) * (1 - through)
     # Highlights have skin's colour, too, but no area of it.
     area = _blur(_small(bare), 4)
     bare = bare * fine(core + (1 - core) * _smoothstep(area, *_AREA))
@@ -336,13 +357,26 @@ def _hair(edit: _Edit, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tens
     # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
     rim = edit.side
     if eyes is not None:
-        brows = _blur(_widened(sum(_raised(eye, _BROW, s) for eye in eyes).clamp_max(1), 4), 2)
+        broad = torch.tensor([_BROAD, 1]) * (eyes - eyes.mean(1, True)) + eyes.mean(1, True)
+        above = sum(_raised(eye, _BROW, s) for eye in broad).clamp_max(1)
+        brows = _blur(_widened(above, 4), 2)
         rim = rim * (1 - brows * _smoothstep(_blur(_small(bare), 8), *_SKINNY))
     # In the midst of hair that the style branch drew nothing can shine through, and the edit's own strands may show.
     midst = _smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * (1 - core)
-    midst = midst * (1 - _blur(_smoothstep(edit.unlike, *_DRAWN), 8))
+    midst = midst * (1 - _blur(_smoothstep(edit.unlike, *_DRAWN), 8)) * trust * usual
     where = (fine(1 - core) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
-    return changed / pixels.clamp_min(0.01), where * fine(_smoothstep(there, *_COLOURED) * edit.recolours)
+    # A factor moves no silhouette: it may show where the edit's own picture may not, if this is hair and no hat, no skin
+    # and no neck.
+    drawn = 1 - _smoothstep(edit.unlike, *_OTHER)
+    hatless = _smoothstep(_mean(drawn, upper), *_HATLESS)
+    sure = fine(_blur(drawn * _narrowed(person, 4), 4) * _upper(s)) * hatless * apart * hairy
+    where = where * fine(_smoothstep(there, *_COLOURED)) * _smoothstep(upper.mean(), *_COLOURED) * edit.recolours
+    return changed / pixels.clamp_min(0.01), where, sure
+
+
+def _tone(before: Tensor, after: Tensor) -> Tensor:
+    """What brightness is multiplied by, ``(1, 1, H, W)``."""
+    return (after.mean(1, True) + 0.04) / (before.mean(1, True) + 0.04)
 
 
 def _between(picture: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -355,17 +389,18 @@ def _between(picture: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tenso
 
 def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[Tensor, Tensor]:
     """Eyes and a mouth that stay what they are: how the light on them changes, in parts of the photograph,
-    ``(1, 3, s, s)``, and where, ``(1, 1, s, s)`` in [0, 1]."""
+    ``(1, 1, s, s)``, and where, ``(1, 1, s, s)`` in [0, 1]."""
     s = edit.change.shape[-1]
-    light, where = torch.ones(1, 3, s, s), torch.zeros(1, 1, s, s)
-    shapes = [(eye, _EYES, 1.0) for eye in (() if eyes is None else eyes)]
+    light, where = torch.ones(1, 1, s, s), torch.zeros(1, 1, s, s)
+    shapes = [(eye, _EYES, 0.0, 1.0) for eye in (() if eyes is None else eyes)]
     if mouth is not None:
-        shapes.append((mouth, _TEETH, _smoothstep(_filled([mouth], s).mean(), *_OPEN)))
-    for outline, same, share in shapes:
+        shapes.append((mouth, _TEETH, _SPEECHLESS * edit.whole, _smoothstep(_filled([mouth], s).mean(), *_OPEN)))
+    for outline, same, milder, share in shapes:
         inside = _filled([outline], s)
-        kept = _smoothstep(_mean(edit.structure, inside), *same) * share * (1 - edit.lens)
+        kept = _smoothstep(_mean(edit.structure, inside) + milder, *same) * share * (1 - edit.lens)
         around = _widened(inside, 5) - _widened(inside, 1)
-        ratio = [_colour(x, around) + 0.02 for x in (edit.after, edit.before)]
+        # Its brightness, for the colour may be that of lipstick or of a beard.
+        ratio = [_colour(x, around).mean(1, True) + 0.02 for x in (edit.after, edit.before)]
         # Without their rims, for lashes and lips are the edit's.
         part = _blur(_narrowed(inside, 1), 1)
         light = light.lerp((ratio[0] / ratio[1]).clamp(*_LIGHT), part)
@@ -427,26 +462,24 @@ def compose(
 
     edit = _look(crop, before, after, drawn, outline, person, eyes)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    shown = full(_blur(_widened(_smoothstep(edit.change, *_SHOW), 4), 3) * _trust(edit))
+    seen = _blur(_widened(_smoothstep(edit.change, *_SHOW), 4), 3)
+    trust = _trust(edit)
+    shown = full(seen * trust)
     replaced = _blur(_widened(_smoothstep(edit.change, *_REPLACE), 3), 2)
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
-    changed = after - before - full(replaced) * detail
+    change = shown * (after - before - full(replaced) * detail)
     reach = None if edit.person is None else _blur(edit.person, 2)
-    held = []
     if edit.unlike is not None and edit.person is not None and outline is not None and edit.recolours > _SLIGHT:
-        parts, hair = _hair(edit, crop, outline, edit.person, eyes)
-        held.append((parts, hair))
+        parts, hair, sure = _hair(edit, trust, crop, outline, edit.person, eyes)
         # Hair may change up to its last strands, for the background between them does not.
         reach, farther = (_resized(x, hair) for x in (reach, _blur(_widened(edit.person, 3), 2)))
         reach = reach.lerp(farther, hair)
+        hair, tinted = full(hair), torch.maximum(shown, full(_resized(seen, sure) * sure))
+        change = change.lerp(tinted * full(parts) * crop, hair)
+        shown = shown.lerp(tinted, hair)
     if drawn is not None and (eyes is not None or mouth is not None):
-        held.append(_openings(edit, eyes, mouth))
-    if held:
-        kept, added = torch.ones_like(held[0][1]), torch.zeros_like(held[0][0])
-        for parts, where in held:
-            parts, where = _resized(parts, kept), _resized(where, kept)
-            kept, added = kept * (1 - where), added.lerp(parts, where)
-        changed = full(kept) * changed + full(added) * crop
+        parts, where = (full(x) for x in _openings(edit, eyes, mouth))
+        change = change.lerp(shown * parts * crop, where)
     if reach is not None:
-        shown = shown * full(reach)
-    return (crop + shown * changed).clamp(0, 1), shown[0]
+        change, shown = full(reach) * change, full(reach) * shown
+    return (crop + change).clamp(0, 1), shown[0]

@@ -328,6 +328,47 @@ def test_hair_over_the_rim_of_a_face_changes_as_hair_does(over):
         torch.testing.assert_close((edited - crop)[part], (after - crop)[part], rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize(("unlike", "shown"), [(0.115, True), (0.3, False)])
+def test_hair_is_tinted_where_the_edit_itself_would_leave_a_ghost(unlike, shown):
+    """A factor moves no silhouette, so it shows although the style branch drew hair in other strands; on a hat it does not."""
+    crop, hair, skin, head, outline = haired()
+    drawn = crop + unlike * hair
+    edited, mask = compose(crop, crop, crop * (1 + 2 * hair) + 0.28 * skin, drawn, outline, head)
+    beside = (slice(None), slice(120, 140), slice(48, 60))
+    factor = (edited[beside] / crop[beside]).mean(0)
+    if shown:
+        assert mask[beside[1:]].min() > 0.8
+        assert factor.mean() > 1.6 and factor.std() < 0.05 * factor.mean(), "every strand by about the same"
+    else:
+        assert factor.mean() < 1.05
+    neck = slice(round(0.72 * 256), None)
+    assert mask[neck, 44:60].max() < 0.5, "below the mouth there may be a neck or clothes"
+
+
+def test_hair_that_goes_keeps_its_strands_and_the_colour_of_the_rest():
+    """Where the edit draws background in the midst of hair, as shorter hair leaves it, that is no colour of hair."""
+    crop, hair, skin, head, outline = haired()
+    after = crop * (1 + 0.6 * hair) + 0.06 * skin
+    after[:, 96:136, 196:220] = 0.7
+    edited, _ = compose(crop, crop, after, crop, outline, head)
+    part = (slice(None), slice(106, 126), slice(202, 214))
+    factor = (edited[part] / crop[part]).mean(0)
+    assert 1.3 < factor.mean() < 1.7 and factor.std() < 0.05 * factor.mean()
+
+
+def test_the_ends_of_brows_are_no_hair():
+    """They reach further than eyes do, and get paler with them."""
+    crop, hair, skin, head, outline = haired()
+    eyes = torch.stack([box(0.39, 0.5, 0.45, 0.53), box(0.55, 0.5, 0.61, 0.53)])
+    brow = torch.zeros(256, 256)
+    brow[116:121, 92:123] = 1.0
+    crop = torch.where(brow > 0, torch.tensor([0.2, 0.15, 0.1])[:, None, None], crop)
+    after = crop + 0.06 * hair + skin * 0.02 + 0.4 * brow
+    edited, _ = compose(crop, crop, after, crop, outline, head, eyes)
+    for end in (slice(93, 96), slice(119, 122)):
+        torch.testing.assert_close(edited[:, 117:120, end], after[:, 117:120, end], rtol=0, atol=0.08)
+
+
 def test_a_fringe_that_grows_is_the_edits_own():
     crop, hair, skin, head, outline = haired()
     _, forehead, *_ = crowned()
@@ -380,6 +421,37 @@ def test_a_closed_mouth_follows_the_edit():
     crop = crop - line
     edited, _ = compose(crop, crop, after, crop, box(0.2, 0.3, 0.8, 0.9), None, eyes, thin)
     torch.testing.assert_close(edited[:, 164:166, 110:146], after[:, 164:166, 110:146], rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_only_an_edit_of_the_mouth_may_change_much_of_what_it_shows(everything):
+    """One that changes all of the picture is of age or gender, and the teeth stay."""
+    crop, parts, eyes, mouth = opened()
+    inside = torch.zeros(256, 256)
+    inside[parts[2][1:]] = 1.0
+    detail, other = (strands(256, 0.2) * inside for _ in range(2))
+    other = other.roll(4, -1)
+    crop = crop + detail
+    changed = torch.zeros(256, 256)
+    changed[slice(None) if everything else slice(140, 215)] = 0.1
+    after = crop - 0.25 * detail + 0.74 * other + changed
+    edited, _ = compose(crop, crop, after, crop, box(0.2, 0.3, 0.8, 0.9), None, eyes, mouth)
+    inner = (slice(None), *(slice(s.start + 4, s.stop - 4) for s in parts[2][1:]))
+    uneven = (edited / crop)[inner].flatten().std()
+    assert uneven < 0.05 if everything else uneven > 0.1
+
+
+def test_the_light_on_teeth_has_no_colour():
+    """Lips may lose their lipstick, and get a beard around."""
+    crop, parts, eyes, mouth = opened()
+    inside = torch.zeros(256, 256)
+    inside[parts[2][1:]] = 1.0
+    crop = crop + inside * strands(256, 0.2)
+    after = crop + torch.tensor([-0.15, 0.05, 0.1])[:, None, None] * (1 - inside)
+    edited, _ = compose(crop, crop, after, crop, box(0.2, 0.3, 0.8, 0.9), None, eyes, mouth)
+    inner = (slice(None), *(slice(s.start + 4, s.stop - 4) for s in parts[2][1:]))
+    factor = (edited / crop)[inner]
+    torch.testing.assert_close(factor, factor[:1].expand_as(factor), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 24])
