@@ -10,7 +10,8 @@ photograph: the stronger the edit, the more alike the two must be, or it would l
 changes what is beside the face, and not its colours alone, has moved a silhouette, and shows only where the two are
 the same. An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed,
 but where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
-forehead, too, as far as no hair is in its way. Where the person is known, an edit that is one of hair first may change
+forehead, too, as far as no hair is in its way. Content that is fused into an edit holds it back, and so its change of
+brightness may be emphasised within the face. Where the person is known, an edit that is one of hair first may change
 its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
@@ -78,6 +79,7 @@ _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, ca
 _EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
 _SPEECHLESS = 0.2  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
+_WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
 _LENS = (1.35, 1.7)  # an edit's mean difference close around the eyes, in that within the face: of all of it, of glasses
 _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mouth, an open one
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
@@ -392,19 +394,23 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
     ``(1, 1, s, s)``, and where, ``(1, 1, s, s)`` in [0, 1]."""
     s = edit.change.shape[-1]
     light, where = torch.ones(1, 1, s, s), torch.zeros(1, 1, s, s)
-    shapes = [(eye, _EYES, 0.0, 1.0) for eye in (() if eyes is None else eyes)]
+    openings = []
+    for eye in () if eyes is None else eyes:
+        inside = _filled([eye], s)
+        high = bool(eye[:, 1].max() - eye[:, 1].min() > _WIDE)
+        openings.append((inside, 2 if high else 1, _smoothstep(_mean(edit.structure, inside), *_EYES)))
     if mouth is not None:
-        shapes.append((mouth, _TEETH, _SPEECHLESS * edit.whole, _smoothstep(_filled([mouth], s).mean(), *_OPEN)))
-    for outline, same, milder, share in shapes:
-        inside = _filled([outline], s)
-        kept = _smoothstep(_mean(edit.structure, inside) + milder, *same) * share * (1 - edit.lens)
+        inside = _filled([mouth], s)
+        same = _smoothstep(_mean(edit.structure, inside) + _SPEECHLESS * edit.whole, *_TEETH)
+        openings.append((inside, 1, same * _smoothstep(inside.mean(), *_OPEN)))
+    for inside, rim, kept in openings:
         around = _widened(inside, 5) - _widened(inside, 1)
         # Its brightness, for the colour may be that of lipstick or of a beard.
         ratio = [_colour(x, around).mean(1, True) + 0.02 for x in (edit.after, edit.before)]
         # Without their rims, for lashes and lips are the edit's.
-        part = _blur(_narrowed(inside, 1), 1)
+        part = _blur(_narrowed(inside, rim), 1)
         light = light.lerp((ratio[0] / ratio[1]).clamp(*_LIGHT), part)
-        where = torch.maximum(where, part * kept)
+        where = torch.maximum(where, part * kept * (1 - edit.lens))
     return light - 1, where
 
 
@@ -435,7 +441,7 @@ def _fringe(
 
 def compose(
     crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = None, outline: Tensor | None = None,
-    person: Tensor | None = None, eyes: Tensor | None = None, mouth: Tensor | None = None,
+    person: Tensor | None = None, eyes: Tensor | None = None, mouth: Tensor | None = None, emphasis: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The edited crop.
 
@@ -451,6 +457,8 @@ def compose(
         eyes: ``(2, N, 2)``, the corners of polygons around what is seen of the eyes, as of ``outline``; None where
             they are not known.
         mouth: ``(N, 2)``, the same of what is seen between the lips.
+        emphasis: What is added, in the face, of the edit's change of brightness: content that is fused into an edit
+            holds it back.
 
     Returns:
         The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
@@ -467,7 +475,11 @@ def compose(
     shown = full(seen * trust)
     replaced = _blur(_widened(_smoothstep(edit.change, *_REPLACE), 3), 2)
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
-    change = shown * (after - before - full(replaced) * detail)
+    difference = after - before
+    if emphasis:
+        # Not of its colours, which between lips and teeth would be none that either has.
+        difference = difference + emphasis * full(edit.face) * difference.mean(0, True)
+    change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else _blur(edit.person, 2)
     if edit.unlike is not None and edit.person is not None and outline is not None and edit.recolours > _SLIGHT:
         parts, hair, sure = _hair(edit, trust, crop, outline, edit.person, eyes)

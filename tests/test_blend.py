@@ -183,6 +183,16 @@ def test_the_face_is_where_its_outline_says(size):
     assert torch.equal(kept[:, core], crop[:, core]) and not mask[core].any()
 
 
+def test_emphasis_is_of_brightness_and_in_the_face():
+    crop, outline = 0.6 * smooth(256, 0), box(0.3, 0.3, 0.7, 0.8)
+    after = crop + torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+    plain, _ = compose(crop, crop, after, crop, outline)
+    edited, _ = compose(crop, crop, after, crop, outline, emphasis=0.5)
+    face, beside = (slice(None), slice(100, 180), slice(90, 160)), (slice(None), slice(None), slice(0, 40))
+    torch.testing.assert_close(edited[face], plain[face] + 0.5 * 0.2)
+    assert torch.equal(edited[beside], plain[beside])
+
+
 @pytest.mark.parametrize(("beside", "shown"), [(0.06, False), (0.3, True)])
 def test_an_edit_mostly_of_the_face_stays_near_it(beside, shown):
     crop = 0.7 * smooth(256, 0)

@@ -349,7 +349,7 @@ def test_detail_that_the_encoder_does_not_see_is_in_the_refined_picture(refining
 def composed(monkeypatch):
     """The arguments of every composition."""
     given, compose = [], editor_module.compose
-    monkeypatch.setattr(editor_module, "compose", lambda *args: given.append(args) or compose(*args))
+    monkeypatch.setattr(editor_module, "compose", lambda *args, **how: given.append(args) or compose(*args, **how))
     return given
 
 
@@ -361,6 +361,18 @@ def test_a_refined_edit_is_held_to_what_the_style_branch_draws(refining, editor,
     refining.edit(inversion, smile=1.0)
     refining.edit(inversion, smile=1.0, refine=False)
     assert composed[0][3] is inversion.drawn and composed[1][3] is None
+
+
+def test_a_refined_edit_shows_more_of_its_brightness_in_the_face(refining, found, monkeypatch):
+    """What is pasted is more than what the fused pass draws, but only in the face; unrefined it is what is drawn."""
+    emphases, compose = [], editor_module.compose
+    monkeypatch.setattr(
+        editor_module, "compose", lambda *args, emphasis: emphases.append(emphasis) or compose(*args, emphasis=emphasis)
+    )
+    inversion = refining.invert(photo())
+    refining.edit(inversion, age=1.0)
+    refining.edit(inversion, age=1.0, refine=False)
+    assert emphases[0] > 0 and emphases[1] == 0
 
 
 def test_an_edit_is_held_to_the_outlines_of_the_face(refining, found, composed):
