@@ -329,15 +329,16 @@ def _hair(
 
     part = _narrowed(person, 6) * (1 - _widened(edit.face, 4))
     hair, there = mean(edit.photo, part, 12)
+    above = _upper(s)
     same = part * _smoothstep(edit.structure, *_ALIKE)
     colours, known = mean(torch.cat((edit.before, edit.after), 1), same, 12)
     core = torch.maximum(_blur(_widened(edit.face, 5), 3), edit.forehead)
-    upper = same * _upper(s)
+    upper = same * above
     wide = [_colour(picture, upper) for picture in (edit.before, edit.after)]
     odd = (_tone(_blur(edit.before, 4), _blur(edit.after, 4)) / _tone(*wide)).log().abs()
     usual = torch.maximum(1 - _blur(_widened(_smoothstep(odd, *_ODD) * (1 - core), 2), 4), core)
     near = trust * usual * _smoothstep(known, *_COLOURED)
-    old, new = (everywhere.lerp(around, near) for everywhere, around in zip(wide, colours.chunk(2, 1), strict=True))
+    old, new = (everywhere.lerp(here, near) for everywhere, here in zip(wide, colours.chunk(2, 1), strict=True))
     tone = _tone(old, new).clamp(*_TONE)
     tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * _smoothstep(tone, *_GREYED)
 
@@ -360,8 +361,7 @@ def _hair(
     rim = edit.side
     if eyes is not None:
         broad = torch.tensor([_BROAD, 1]) * (eyes - eyes.mean(1, True)) + eyes.mean(1, True)
-        above = sum(_raised(eye, _BROW, s) for eye in broad).clamp_max(1)
-        brows = _blur(_widened(above, 4), 2)
+        brows = _blur(_widened(sum(_raised(eye, _BROW, s) for eye in broad).clamp_max(1), 4), 2)
         rim = rim * (1 - brows * _smoothstep(_blur(_small(bare), 8), *_SKINNY))
     # In the midst of hair that the style branch drew nothing can shine through, and the edit's own strands may show.
     midst = _smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * (1 - core)
@@ -371,7 +371,7 @@ def _hair(
     # and no neck.
     drawn = 1 - _smoothstep(edit.unlike, *_OTHER)
     hatless = _smoothstep(_mean(drawn, upper), *_HATLESS)
-    sure = fine(_blur(drawn * _narrowed(person, 4), 4) * _upper(s)) * hatless * apart * hairy
+    sure = fine(_blur(drawn * _narrowed(person, 4), 4) * above) * hatless * apart * hairy
     where = where * fine(_smoothstep(there, *_COLOURED)) * _smoothstep(upper.mean(), *_COLOURED) * edit.recolours
     return changed / pixels.clamp_min(0.01), where, sure
 
@@ -493,5 +493,6 @@ def compose(
         parts, where = (full(x) for x in _openings(edit, eyes, mouth))
         change = change.lerp(shown * parts * crop, where)
     if reach is not None:
-        change, shown = full(reach) * change, full(reach) * shown
+        reach = full(reach)
+        change, shown = reach * change, reach * shown
     return (crop + change).clamp(0, 1), shown[0]

@@ -364,7 +364,7 @@ def test_a_refined_edit_is_held_to_what_the_style_branch_draws(refining, editor,
 
 
 def test_a_refined_edit_shows_more_of_its_brightness_in_the_face(refining, found, monkeypatch):
-    """What is pasted is more than what the fused pass draws, but only in the face; unrefined it is what is drawn."""
+    """Content that is fused into it holds it back; an edit of the style branch alone is pasted as it is drawn."""
     emphases, compose = [], editor_module.compose
     monkeypatch.setattr(
         editor_module, "compose", lambda *args, emphasis: emphases.append(emphasis) or compose(*args, emphasis=emphasis)
