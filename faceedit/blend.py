@@ -35,7 +35,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-__all__ = ["agreement", "change_mask", "compose"]
+from faceedit.models.ops import smoothstep
+
+__all__ = ["agreement", "change_mask", "compose", "mouth_and_face"]
 
 _SIDE = 256  # masks and colours are smooth: they are worked out at this size
 _SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, and shows fully
@@ -143,11 +145,6 @@ def _narrowed(x: Tensor, radius: int) -> Tensor:
     return 1 - _widened(1 - x, radius)
 
 
-def _smoothstep(x: Tensor, low: float, high: float) -> Tensor:
-    t = ((x - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def change_mask(before: Tensor, after: Tensor) -> Tensor:
     """How strongly two pictures differ around each pixel.
 
@@ -191,7 +188,7 @@ def agreement(photo: Tensor, drawn: Tensor) -> Tensor:
         ``(B, 1, min(S, 256), min(S, 256))`` in [0, 1]: 1 where the two agree.
     """
     unlike = _widened(_difference(photo, drawn), 4)
-    return 1 - _smoothstep(_blur(unlike, 3), *_TRUST)
+    return 1 - smoothstep(_blur(unlike, 3), *_TRUST)
 
 
 def _face(outline: Tensor | None, size: int) -> Tensor:
@@ -200,9 +197,23 @@ def _face(outline: Tensor | None, size: int) -> Tensor:
         position = (torch.arange(size) + 0.5) / size
         x, y, half_width, half_height = _FACE
         distance = torch.hypot((position[None, :] - x) / half_width, (position[:, None] - y) / half_height)
-        return 1 - _smoothstep(distance, 0.9, 1.15)[None, None]
+        return 1 - smoothstep(distance, 0.9, 1.15)[None, None]
     # Widened, for a beard grows on the outline itself.
     return _blur(_widened(_filled([outline], size), 4), 3)
+
+
+def mouth_and_face(mouth: Tensor, outline: Tensor) -> Tensor:
+    """Where the mouth is, lips and what is close around, and where the rest of its face.
+
+    Args:
+        mouth: ``(N, 2)``, the corners of a polygon around what is seen between the lips, in sides of the picture.
+        outline: ``(N, 2)``, the same around the face.
+
+    Returns:
+        ``(1, 2, 256, 256)`` in [0, 1].
+    """
+    lips = _blur(_widened(_filled([mouth], _SIDE), 10), 4)
+    return torch.cat((lips, _face(outline, _SIDE) * (1 - lips)), 1)
 
 
 def _filled(outlines: Sequence[Tensor], size: int) -> Tensor:
@@ -251,7 +262,7 @@ def _look(
     face = _face(outline, size)
     near = _widened(face, 20)
     within, beside = (_mean(change, part) for part in (face, 1 - near))
-    whole = _smoothstep(beside / within, *_WHOLE)
+    whole = smoothstep(beside / within, *_WHOLE)
     unlike = None if drawn is None else _difference(photo, _resized(drawn[None], change))
     structure = _structure(before, after)
     fringe, bare, grown = torch.zeros(3)
@@ -260,7 +271,7 @@ def _look(
     lens = torch.zeros(())
     if eyes is not None:
         inside = _filled(eyes, size)
-        lens = _smoothstep(_mean(change, _widened(inside, 8) - inside) / within, *_LENS)
+        lens = smoothstep(_mean(change, _widened(inside, 8) - inside) / within, *_LENS)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face,
         near=near, within=within, whole=whole, side=_side(face),
@@ -276,17 +287,17 @@ def _trust(edit: _Edit) -> Tensor:
     agree = agreement(edit.photo, edit.before)
     covered, forehead, hair = torch.zeros(3)
     if unlike is not None:
-        ghost = _smoothstep(unlike * change, *_GHOST)
-        moved = _smoothstep(unlike, *_UNLIKE) * _smoothstep(change * (1 - face), *_MOVED)
-        moved = moved * (1 - _smoothstep(edit.structure, *_SAME))
+        ghost = smoothstep(unlike * change, *_GHOST)
+        moved = smoothstep(unlike, *_UNLIKE) * smoothstep(change * (1 - face), *_MOVED)
+        moved = moved * (1 - smoothstep(edit.structure, *_SAME))
         # Wide, for half of a change of hair is worse than none.
         agree = agree * (1 - _blur(_widened(ghost, 24), 8)) * (1 - _blur(_widened(moved, 6), 4))
-        covered = _blur(_widened(_smoothstep(unlike * change, *_OVER) * edit.side, 5), 4)
+        covered = _blur(_widened(smoothstep(unlike * change, *_OVER) * edit.side, 5), 4)
         forehead = edit.forehead * (1 - _blur(_widened(ghost, 5), 4))
-        forehead = forehead * (1 - _blur(_widened(_smoothstep(change, *_GROWN), 3), 3))
+        forehead = forehead * (1 - _blur(_widened(smoothstep(change, *_GROWN), 3), 3))
         if edit.person is not None:
-            hair = _smoothstep(_blur(edit.structure, 4), *_COLOUR) * (1 - _blur(_smoothstep(unlike, *_OTHER), 8))
-            hair = hair * _smoothstep(_mean(change, (1 - edit.near) * edit.person) / edit.within, *_HAIR)
+            hair = smoothstep(_blur(edit.structure, 4), *_COLOUR) * (1 - _blur(smoothstep(unlike, *_OTHER), 8))
+            hair = hair * smoothstep(_mean(change, (1 - edit.near) * edit.person) / edit.within, *_HAIR)
             hair = torch.maximum(hair, edit.fringe * whole * edit.bare)
     hat = edit.fringe * whole * (1 - edit.bare)
     # New glasses may lie over hair, new years may not; but those show on foreheads.
@@ -302,7 +313,7 @@ def _side(face: Tensor) -> Tensor:
 def _upper(size: int) -> Tensor:
     """The part of a picture where hair is rather than a neck or clothes, ``(size, 1)``."""
     height = (torch.arange(size) + 0.5)[:, None] / size
-    return 1 - _smoothstep(height, *_MOUTH)
+    return 1 - smoothstep(height, *_MOUTH)
 
 
 def _hair(
@@ -330,30 +341,30 @@ def _hair(
     part = _narrowed(person, 6) * (1 - _widened(edit.face, 4))
     hair, there = mean(edit.photo, part, 12)
     above = _upper(s)
-    same = part * _smoothstep(edit.structure, *_ALIKE)
+    same = part * smoothstep(edit.structure, *_ALIKE)
     colours, known = mean(torch.cat((edit.before, edit.after), 1), same, 12)
     core = torch.maximum(_blur(_widened(edit.face, 5), 3), edit.forehead)
     upper = same * above
     wide = [_colour(picture, upper) for picture in (edit.before, edit.after)]
     odd = (_tone(_blur(edit.before, 4), _blur(edit.after, 4)) / _tone(*wide)).log().abs()
-    usual = torch.maximum(1 - _blur(_widened(_smoothstep(odd, *_ODD) * (1 - core), 2), 4), core)
-    near = trust * usual * _smoothstep(known, *_COLOURED)
+    usual = torch.maximum(1 - _blur(_widened(smoothstep(odd, *_ODD) * (1 - core), 2), 4), core)
+    near = trust * usual * smoothstep(known, *_COLOURED)
     old, new = (everywhere.lerp(here, near) for everywhere, here in zip(wide, colours.chunk(2, 1), strict=True))
     tone = _tone(old, new).clamp(*_TONE)
-    tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * _smoothstep(tone, *_GREYED)
+    tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * smoothstep(tone, *_GREYED)
 
     behind, share = mean(edit.photo, 1 - _widened(person, 4), 12)
     behind, hair = fine(behind), fine(hair)
-    through = 1 - _smoothstep(_between(pixels, behind, hair)[0], *_OPAQUE)
-    through = through * fine(_smoothstep(share, *_THERE) * _smoothstep(there, *_THERE))
+    through = 1 - smoothstep(_between(pixels, behind, hair)[0], *_OPAQUE)
+    through = through * fine(smoothstep(share, *_THERE) * smoothstep(there, *_THERE))
     around, share = mean(edit.photo, part, 24)
     skin = _colour(edit.photo, _narrowed(_filled([outline], s), 6))
     hairy, apart = _between(pixels, skin, fine(around))
-    hairy, apart = _smoothstep(hairy, *_HAIRY), _smoothstep(apart, *_APART)
-    bare = (1 - hairy) * apart * fine(_smoothstep(share, *_THERE)) * (1 - through)
+    hairy, apart = smoothstep(hairy, *_HAIRY), smoothstep(apart, *_APART)
+    bare = (1 - hairy) * apart * fine(smoothstep(share, *_THERE)) * (1 - through)
     # Highlights have skin's colour, too, but no area of it.
     area = _blur(_small(bare), 4)
-    bare = bare * fine(core + (1 - core) * _smoothstep(area, *_AREA))
+    bare = bare * fine(core + (1 - core) * smoothstep(area, *_AREA))
 
     own = (pixels - through * behind - bare * skin).clamp_min(0).minimum(_GLOSS * hair)
     changed = fine(tone) * own.lerp(own.mean(1, True) * fine(tint), fine(grey)) - own
@@ -362,17 +373,17 @@ def _hair(
     if eyes is not None:
         broad = torch.tensor([_BROAD, 1]) * (eyes - eyes.mean(1, True)) + eyes.mean(1, True)
         brows = _blur(_widened(sum(_raised(eye, _BROW, s) for eye in broad).clamp_max(1), 4), 2)
-        rim = rim * (1 - brows * _smoothstep(_blur(_small(bare), 8), *_SKINNY))
+        rim = rim * (1 - brows * smoothstep(_blur(_small(bare), 8), *_SKINNY))
     # In the midst of hair that the style branch drew nothing can shine through, and the edit's own strands may show.
-    midst = _smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * (1 - core)
-    midst = midst * (1 - _blur(_smoothstep(edit.unlike, *_DRAWN), 8)) * trust * usual
+    midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * (1 - core)
+    midst = midst * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8)) * trust * usual
     where = (fine(1 - core) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
     # A factor moves no silhouette: it may show where the edit's own picture may not, if this is hair and no hat, no skin
     # and no neck.
-    drawn = 1 - _smoothstep(edit.unlike, *_OTHER)
-    hatless = _smoothstep(_mean(drawn, upper), *_HATLESS)
+    drawn = 1 - smoothstep(edit.unlike, *_OTHER)
+    hatless = smoothstep(_mean(drawn, upper), *_HATLESS)
     sure = fine(_blur(drawn * _narrowed(person, 4), 4) * above) * hatless * apart * hairy
-    where = where * fine(_smoothstep(there, *_COLOURED)) * _smoothstep(upper.mean(), *_COLOURED) * edit.recolours
+    where = where * fine(smoothstep(there, *_COLOURED)) * smoothstep(upper.mean(), *_COLOURED) * edit.recolours
     return changed / pixels.clamp_min(0.01), where, sure
 
 
@@ -398,11 +409,11 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
     for eye in () if eyes is None else eyes:
         inside = _filled([eye], s)
         high = bool(eye[:, 1].max() - eye[:, 1].min() > _WIDE)
-        openings.append((inside, 2 if high else 1, _smoothstep(_mean(edit.structure, inside), *_EYES)))
+        openings.append((inside, 2 if high else 1, smoothstep(_mean(edit.structure, inside), *_EYES)))
     if mouth is not None:
         inside = _filled([mouth], s)
-        same = _smoothstep(_mean(edit.structure, inside) + _SPEECHLESS * edit.whole, *_TEETH)
-        openings.append((inside, 1, same * _smoothstep(inside.mean(), *_OPEN)))
+        same = smoothstep(_mean(edit.structure, inside) + _SPEECHLESS * edit.whole, *_TEETH)
+        openings.append((inside, 1, same * smoothstep(inside.mean(), *_OPEN)))
     for inside, rim, kept in openings:
         around = _widened(inside, 5) - _widened(inside, 1)
         # Its brightness, for the colour may be that of lipstick or of a beard.
@@ -433,10 +444,10 @@ def _fringe(
     size = change.shape[-1]
     above = _raised(outline, 1.6 * _FOREHEAD, size) * (1 - _widened(_filled([outline], size), 4))
     height = (torch.arange(size) + 0.5)[:, None] / size - float(outline[:, 1].min())
-    falls = _smoothstep(_mean(change, above) / within, *_FRINGE)
-    bare = 1 - _smoothstep(_mean(unlike, above), *_BARE)
-    grown = 1 - _smoothstep(_mean(structure, above), *_GROWN_HAIR)
-    return falls * (1 - _smoothstep(height, _BROWS, 3 * _BROWS)), bare, grown
+    falls = smoothstep(_mean(change, above) / within, *_FRINGE)
+    bare = 1 - smoothstep(_mean(unlike, above), *_BARE)
+    grown = 1 - smoothstep(_mean(structure, above), *_GROWN_HAIR)
+    return falls * (1 - smoothstep(height, _BROWS, 3 * _BROWS)), bare, grown
 
 
 def compose(
@@ -470,10 +481,10 @@ def compose(
 
     edit = _look(crop, before, after, drawn, outline, person, eyes)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
-    seen = _blur(_widened(_smoothstep(edit.change, *_SHOW), 4), 3)
+    seen = _blur(_widened(smoothstep(edit.change, *_SHOW), 4), 3)
     trust = _trust(edit)
     shown = full(seen * trust)
-    replaced = _blur(_widened(_smoothstep(edit.change, *_REPLACE), 3), 2)
+    replaced = _blur(_widened(smoothstep(edit.change, *_REPLACE), 3), 2)
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = after - before
     if emphasis:

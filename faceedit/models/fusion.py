@@ -13,7 +13,7 @@ from faceedit.errors import ConfigError
 from faceedit.models.content_branch import ContentBranch
 from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
-from faceedit.models.relevance_map import RelevanceMap
+from faceedit.models.relevance_map import RelevanceMap, mouth_share
 
 __all__ = ["ATTENTION_SIZE", "FusionContent", "FusionGenerator", "FusionOutput"]
 
@@ -139,6 +139,7 @@ class FusionGenerator(nn.Module):
         latents: Tensor,
         strengths: Sequence[Mapping[str, float]],
         preview: bool = False,
+        mouth: Tensor | None = None,
     ) -> FusionOutput:
         """The refined picture of an edit.
 
@@ -147,6 +148,8 @@ class FusionGenerator(nn.Module):
             latents: ``(B, n_styles, 512)``, the edited code.
             strengths: Attribute to strength, for each sample.
             preview: Draw the generator's early exit.
+            mouth: ``(B, 2, P, P)`` in [0, 1], where a mouth is and the rest of its face, for an edit to make another
+                mouth without what shows in the photograph's (`mouth_share`). None: as equation 7 has it everywhere.
 
         Returns:
             Picture and relevance maps.
@@ -157,6 +160,18 @@ class FusionGenerator(nn.Module):
             last = min(last, max(self.levels[0], self.generator.preview_level))
         edited = self.generator.features(latents, last)
         rows = self.content.direction(strengths).to(latents.dtype)
+        parts = [
+            maps.split([n for n in (extractor.width, extractor.dim, self._query_dim(i)) if n], 1)
+            for i, (maps, extractor) in enumerate(zip(content, self.content.extractors))
+        ]
+        compared = [
+            relevance(part[-1], edited[level])
+            for relevance, part, level in zip(self.maps, parts, self.levels)
+            if level <= last
+        ]
+        if compared and mouth is not None:
+            share = mouth_share(compared[-1], *_at(mouth, compared[-1]).split(1, 1))
+            compared = [m * (1 - (1 - share) * _at(mouth[:, :1], m)) for m in compared]
         relevance: list[Tensor] = []
 
         def fuse(level: int, features: Tensor) -> Tensor:
@@ -164,12 +179,11 @@ class FusionGenerator(nn.Module):
                 return features
             i = self.levels.index(level)
             extractor = self.content.extractors[i]
-            parts = content[i].split([n for n in (extractor.width, extractor.dim, self._query_dim(i)) if n], 1)
-            mine = extractor(parts[0], parts[1] if extractor.dim else None, features, rows[:, i])
+            mine = extractor(parts[i][0], parts[i][1] if extractor.dim else None, features, rows[:, i])
             if not self.maps:
                 return features + mine if extractor.follow else mine
-            if i < len(self.maps):
-                m = self.maps[i](parts[-1], edited[level])
+            if i < len(compared):
+                m = compared[i]
             else:
                 m = nn.functional.interpolate(relevance[-1], features.shape[-2:], mode="bilinear", align_corners=False)
             relevance.append(m)
@@ -185,3 +199,8 @@ class FusionGenerator(nn.Module):
 
     def _query_dim(self, i: int) -> int:
         return self.maps[i].dim if i < len(self.maps) else 0
+
+
+def _at(part: Tensor, like: Tensor) -> Tensor:
+    """Where a part of the picture is, at the size of a map."""
+    return nn.functional.interpolate(part.to(like), like.shape[-2:], mode="area")

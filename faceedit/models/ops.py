@@ -26,6 +26,12 @@ def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
     return F.pad(x, pads)
 
 
+def smoothstep(x: Tensor, low: float, high: float) -> Tensor:
+    """0 up to ``low``, 1 from ``high`` on, and a smooth cubic between."""
+    t = ((x - low) / (high - low)).clamp(0, 1)
+    return t * t * (3 - 2 * t)
+
+
 def upsample(x: Tensor) -> Tensor:
     """Double the size of a picture with StyleGAN2's filter [1, 3, 3, 1].
 

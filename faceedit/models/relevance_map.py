@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["RelevanceMap"]
+from faceedit.models.ops import smoothstep
+
+__all__ = ["RelevanceMap", "mouth_share"]
+
+# How much more of a mouth an edit changes than of the face around: one of the face, one of the mouth.
+_OF_MOUTH = (1.85, 2.15)
+_MOVED = (0.15, 0.22)  # how much of a mouth it changes: the mouth is as it was, another
 
 
 class RelevanceMap(nn.Module):
@@ -62,3 +68,24 @@ class RelevanceMap(nn.Module):
             return own.exp().to(edited.dtype).unflatten(1, (1, *edited.shape[2:]))
         likeness = F.cosine_similarity(query.float(), key.float(), 1, 1e-6)[:, None]
         return torch.sigmoid(self.sharpness * (likeness - self.threshold)).to(edited.dtype)
+
+
+def mouth_share(relevance: Tensor, mouth: Tensor, face: Tensor) -> Tensor:
+    """What share of the content that is to stay in a mouth may stay there: 1 but for an edit that makes another mouth.
+
+    Half of the photograph's mouth and half of the edit's would be two mouths, so then the edit's is all of it.
+
+    Args:
+        relevance: ``(B, 1, S, S)`` in [0, 1], of the finest level that has a map.
+        mouth: ``(B, 1, S, S)`` in [0, 1], where the mouth is.
+        face: ``(B, 1, S, S)`` in [0, 1], where the rest of the face is.
+
+    Returns:
+        ``(B, 1, 1, 1)`` in [0, 1].
+    """
+
+    def changed(part: Tensor) -> Tensor:
+        return ((1 - relevance) * part).sum((1, 2, 3), keepdim=True) / part.sum((1, 2, 3), keepdim=True).clamp_min(1e-3)
+
+    moved = changed(mouth)
+    return 1 - smoothstep(moved, *_MOVED) * smoothstep(moved / changed(face).clamp_min(1e-3), *_OF_MOUTH)
