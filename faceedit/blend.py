@@ -37,7 +37,7 @@ from torch import Tensor
 
 from faceedit.models.ops import smoothstep
 
-__all__ = ["agreement", "change_mask", "compose", "mouth_and_face"]
+__all__ = ["agreement", "change_mask", "compose", "face_parts"]
 
 _SIDE = 256  # masks and colours are smooth: they are worked out at this size
 _SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, and shows fully
@@ -202,18 +202,21 @@ def _face(outline: Tensor | None, size: int) -> Tensor:
     return _blur(_widened(_filled([outline], size), 4), 3)
 
 
-def mouth_and_face(mouth: Tensor, outline: Tensor) -> Tensor:
-    """Where the mouth is, lips and what is close around, and where the rest of its face.
+def face_parts(outline: Tensor, eyes: Tensor, mouth: Tensor) -> Tensor:
+    """Where the parts of a face are that :func:`faceedit.models.relevance_map.undivided` is about.
 
     Args:
-        mouth: ``(N, 2)``, the corners of a polygon around what is seen between the lips, in sides of the picture.
-        outline: ``(N, 2)``, the same around the face.
+        outline: ``(N, 2)``, the corners of a polygon around the face, in sides of the picture.
+        eyes: ``(2, N, 2)``, the same around what is seen of the eyes.
+        mouth: ``(N, 2)``, the same around what is seen between the lips.
 
     Returns:
-        ``(1, 2, 256, 256)`` in [0, 1].
+        ``(1, 4, 256, 256)`` in [0, 1]: lips and what is close around, eyes, what is around them, and the face.
     """
+    openings = _filled(eyes, _SIDE)
     lips = _blur(_widened(_filled([mouth], _SIDE), 10), 4)
-    return torch.cat((lips, _face(outline, _SIDE) * (1 - lips)), 1)
+    around = _widened(openings, 14) - _widened(openings, 5)
+    return torch.cat((lips, _blur(_widened(openings, 4), 2), around, _face(outline, _SIDE)), 1)
 
 
 def _filled(outlines: Sequence[Tensor], size: int) -> Tensor:

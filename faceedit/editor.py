@@ -16,7 +16,7 @@ from torch import Tensor
 from faceedit import crop as crops
 from faceedit import faces as finder
 from faceedit import hub, images
-from faceedit.blend import compose, mouth_and_face
+from faceedit.blend import compose, face_parts
 from faceedit.config import AttributeInfo, FusionConfig, LatentClassifierConfig, ModelConfig
 from faceedit.crop import CropFrame
 from faceedit.directions import Directions
@@ -552,11 +552,11 @@ class FaceEditor:
     @torch.no_grad()
     def _render_fused(
         self, content: Sequence[Tensor], latents: Tensor, strengths: Mapping[str, float], preview: bool = False,
-        mouth: Tensor | None = None,
+        parts: Tensor | None = None,
     ) -> _Fused:  # fmt: skip
         """One code ``(n_styles, 512)`` to its refined picture ``(3, S, S)`` in [0, 1] and relevance maps ``(S_i, S_i)``."""
         maps = [level[None].to(self.device, self.dtype) for level in content]
-        image, relevance = self._fusion(maps, latents[None].to(self.device, self.dtype), [strengths], preview, mouth)
+        image, relevance = self._fusion(maps, latents[None].to(self.device, self.dtype), [strengths], preview, parts)
         return _Fused(_picture(image)[0], tuple(m[0, 0].float().cpu() for m in relevance))
 
     # --- editing ----------------------------------------------------------------------------
@@ -702,10 +702,9 @@ class FaceEditor:
 
         def draw(code: Tensor, strengths: dict[str, float]) -> _Fused:
             if refine:
-                mouth = None
-                if strengths and inversion.mouth is not None and inversion.outline is not None:
-                    mouth = mouth_and_face(inversion.mouth, inversion.outline)
-                return self._render_fused(inversion.features, code, strengths, preview, mouth)
+                known = (inversion.outline, inversion.eyes, inversion.mouth)
+                parts = face_parts(*known) if strengths and all(each is not None for each in known) else None
+                return self._render_fused(inversion.features, code, strengths, preview, parts)
             return _Fused(self._render(code[None], preview)[0], ())
 
         applied = strengths

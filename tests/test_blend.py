@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from faceedit.blend import _blur, _small, _widened, agreement, change_mask, compose
+from faceedit.blend import _blur, _small, _widened, agreement, change_mask, compose, face_parts
 
 
 def smooth(size, seed):
@@ -523,3 +523,17 @@ def test_the_mask_measures_the_local_difference_of_the_strongest_channel():
     assert change.shape == (1, 1, 256, 256)
     torch.testing.assert_close(change, torch.full_like(change, 0.2), rtol=1e-4, atol=1e-5)
     assert change_mask(before[:, :64, :64], after[:, :64, :64]).shape == (1, 1, 64, 64)
+
+
+def test_the_parts_of_a_face_lie_where_their_outlines_are():
+    left, right = box(0.3, 0.4, 0.4, 0.44), box(0.6, 0.4, 0.7, 0.44)
+    lips, eyes, around, face = face_parts(box(0.2, 0.2, 0.8, 0.9), torch.stack((left, right)), box(0.4, 0.7, 0.6, 0.74))[0]
+    assert lips.shape == (256, 256)
+
+    def at(part, x, y):
+        return float(part[round(y * 256), round(x * 256)])
+
+    assert at(lips, 0.5, 0.72) == 1 and at(lips, 0.5, 0.76) > 0.5 and at(lips, 0.5, 0.6) == 0
+    assert at(eyes, 0.35, 0.42) == at(eyes, 0.65, 0.42) == 1 and at(eyes, 0.5, 0.42) == 0
+    assert at(around, 0.35, 0.42) == 0 and at(around, 0.35, 0.47) == at(around, 0.65, 0.37) == 1 and at(around, 0.5, 0.42) == 0
+    assert all(at(face, *point) == 1 for point in ((0.35, 0.42), (0.5, 0.72), (0.5, 0.3))) and at(face, 0.1, 0.5) == 0

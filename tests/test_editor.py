@@ -19,6 +19,7 @@ from tiny_editor import DIM, RANGES, ROWS, SIZE, make_editor, make_latent_classi
 
 from faceedit import EditResult, FaceEditor, Inversion, faces
 from faceedit import editor as editor_module
+from faceedit.blend import face_parts
 from faceedit.config import AttributeInfo
 from faceedit.crop import CropFrame, frame_from_landmarks
 from faceedit.directions import Directions
@@ -383,6 +384,20 @@ def test_an_edit_is_held_to_the_outlines_of_the_face(refining, found, composed):
     refining.edit(inversion, smile=1.0, refine=False)
     assert composed[0][4] is composed[1][4] is inversion.outline
     assert all(given[6:] == (inversion.eyes, inversion.mouth) for given in composed)
+
+
+def test_an_edit_divides_no_mouth_and_no_eyes(refining, found, monkeypatch):
+    """Its relevance maps know the parts of the face; a reconstruction, and a face without outlines, have none."""
+    given, fused = [], type(refining._fusion).forward
+    monkeypatch.setattr(
+        type(refining._fusion), "forward", lambda self, *args: given.append(args[4]) or fused(self, *args)
+    )
+    inversion = refining.invert(photo())
+    refining.edit(inversion, smile=1.0)
+    refining.edit(dataclasses.replace(inversion, mouth=None), smile=1.0)
+    reconstruction, edit, unknown = given
+    assert reconstruction is None and unknown is None
+    assert torch.equal(edit, face_parts(inversion.outline, inversion.eyes, inversion.mouth))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from faceedit.errors import ConfigError
 from faceedit.models.content_branch import ContentBranch
 from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
-from faceedit.models.relevance_map import RelevanceMap, mouth_share
+from faceedit.models.relevance_map import RelevanceMap, undivided
 
 __all__ = ["ATTENTION_SIZE", "FusionContent", "FusionGenerator", "FusionOutput"]
 
@@ -139,7 +139,7 @@ class FusionGenerator(nn.Module):
         latents: Tensor,
         strengths: Sequence[Mapping[str, float]],
         preview: bool = False,
-        mouth: Tensor | None = None,
+        parts: Tensor | None = None,
     ) -> FusionOutput:
         """The refined picture of an edit.
 
@@ -148,8 +148,8 @@ class FusionGenerator(nn.Module):
             latents: ``(B, n_styles, 512)``, the edited code.
             strengths: Attribute to strength, for each sample.
             preview: Draw the generator's early exit.
-            mouth: ``(B, 2, P, P)`` in [0, 1], where a mouth is and the rest of its face, for an edit to make another
-                mouth without what shows in the photograph's (`mouth_share`). None: as equation 7 has it everywhere.
+            parts: ``(B, 4, P, P)`` in [0, 1], where the parts of the face are that no edit shall divide: see
+                `undivided`. None: every position is for itself, as in equation 7.
 
         Returns:
             Picture and relevance maps.
@@ -160,18 +160,17 @@ class FusionGenerator(nn.Module):
             last = min(last, max(self.levels[0], self.generator.preview_level))
         edited = self.generator.features(latents, last)
         rows = self.content.direction(strengths).to(latents.dtype)
-        parts = [
+        pieces = [
             maps.split([n for n in (extractor.width, extractor.dim, self._query_dim(i)) if n], 1)
             for i, (maps, extractor) in enumerate(zip(content, self.content.extractors))
         ]
         compared = [
-            relevance(part[-1], edited[level])
-            for relevance, part, level in zip(self.maps, parts, self.levels)
+            relevance(piece[-1], edited[level])
+            for relevance, piece, level in zip(self.maps, pieces, self.levels)
             if level <= last
         ]
-        if compared and mouth is not None:
-            share = mouth_share(compared[-1], *_at(mouth, compared[-1]).split(1, 1))
-            compared = [m * (1 - (1 - share) * _at(mouth[:, :1], m)) for m in compared]
+        if compared and parts is not None:
+            compared = undivided(compared, parts)
         relevance: list[Tensor] = []
 
         def fuse(level: int, features: Tensor) -> Tensor:
@@ -179,7 +178,7 @@ class FusionGenerator(nn.Module):
                 return features
             i = self.levels.index(level)
             extractor = self.content.extractors[i]
-            mine = extractor(parts[i][0], parts[i][1] if extractor.dim else None, features, rows[:, i])
+            mine = extractor(pieces[i][0], pieces[i][1] if extractor.dim else None, features, rows[:, i])
             if not self.maps:
                 return features + mine if extractor.follow else mine
             if i < len(compared):
@@ -199,8 +198,3 @@ class FusionGenerator(nn.Module):
 
     def _query_dim(self, i: int) -> int:
         return self.maps[i].dim if i < len(self.maps) else 0
-
-
-def _at(part: Tensor, like: Tensor) -> Tensor:
-    """Where a part of the picture is, at the size of a map."""
-    return nn.functional.interpolate(part.to(like), like.shape[-2:], mode="area")

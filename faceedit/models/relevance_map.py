@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 
 from faceedit.models.ops import smoothstep
 
-__all__ = ["RelevanceMap", "mouth_share"]
+__all__ = ["RelevanceMap", "undivided"]
 
 # How much more of a mouth an edit changes than of the face around: one of the face, one of the mouth.
 _OF_MOUTH = (1.85, 2.15)
 _MOVED = (0.15, 0.22)  # how much of a mouth it changes: the mouth is as it was, another
+_AROUND_EYES = (1.6, 2.0)  # how much more of what is around the eyes than of the face: one of the face, glasses
 
 
 class RelevanceMap(nn.Module):
@@ -70,22 +72,26 @@ class RelevanceMap(nn.Module):
         return torch.sigmoid(self.sharpness * (likeness - self.threshold)).to(edited.dtype)
 
 
-def mouth_share(relevance: Tensor, mouth: Tensor, face: Tensor) -> Tensor:
-    """What share of the content that is to stay in a mouth may stay there: 1 but for an edit that makes another mouth.
+def undivided(maps: Sequence[Tensor], parts: Tensor) -> list[Tensor]:
+    """Relevance maps that do not divide a mouth or eyes between the photograph and the edit, which would show two.
 
-    Half of the photograph's mouth and half of the edit's would be two mouths, so then the edit's is all of it.
+    An edit that makes another mouth, as a smile does, makes all of it; one of what is around the eyes, as glasses are,
+    leaves the eyes to the photograph. What an edit is one of is seen from the finest of the maps.
 
     Args:
-        relevance: ``(B, 1, S, S)`` in [0, 1], of the finest level that has a map.
-        mouth: ``(B, 1, S, S)`` in [0, 1], where the mouth is.
-        face: ``(B, 1, S, S)`` in [0, 1], where the rest of the face is.
-
-    Returns:
-        ``(B, 1, 1, 1)`` in [0, 1].
+        maps: ``(B, 1, S, S)`` in [0, 1] each.
+        parts: ``(B, 4, P, P)`` in [0, 1], where the mouth is, the eyes, what is around the eyes, and the face.
     """
+    scaled = [F.interpolate(parts.to(m), m.shape[-2:], mode="area").split(1, 1) for m in maps]
+    changed = 1 - maps[-1]
 
-    def changed(part: Tensor) -> Tensor:
-        return ((1 - relevance) * part).sum((1, 2, 3), keepdim=True) / part.sum((1, 2, 3), keepdim=True).clamp_min(1e-3)
+    def mean(part: Tensor) -> Tensor:
+        return (changed * part).sum((1, 2, 3), keepdim=True) / part.sum((1, 2, 3), keepdim=True).clamp_min(1e-3)
 
-    moved = changed(mouth)
-    return 1 - smoothstep(moved, *_MOVED) * smoothstep(moved / changed(face).clamp_min(1e-3), *_OF_MOUTH)
+    mouth, eyes, around, face = scaled[-1]
+    moved = mean(mouth)
+    another = smoothstep(moved / mean(face * (1 - mouth)).clamp_min(1e-3), *_OF_MOUTH) * smoothstep(moved, *_MOVED)
+    beside = face * (1 - torch.maximum(eyes, around))
+    worn = smoothstep(mean(around) / mean(beside).clamp_min(1e-3), *_AROUND_EYES)
+    whole = [m * (1 - another * part[0]) for m, part in zip(maps, scaled)]
+    return [m + worn * part[1] * (1 - m) for m, part in zip(whole, scaled)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_editor import make_editor, make_encoder, make_stylegan2_editor
 
 from faceedit.errors import ConfigError
@@ -257,3 +258,29 @@ def test_all_of_it_runs_in_bfloat16(world, name):
 def test_levels_that_the_generator_has_not_are_refused(world, levels):
     with pytest.raises(ConfigError, match="levels"):
         make_fusion(world(), levels)
+
+
+@pytest.mark.parametrize("preview", [False, True])
+def test_a_mouth_that_is_made_anew_has_nothing_of_the_photographs(world, preview, monkeypatch):
+    """With parts the relevance maps are those of `undivided`, on every level, and the picture is drawn with them."""
+    world = world()
+    generator, _ = world
+    levels = (generator.preview_level - 1, generator.preview_level, generator.preview_level + 1)
+    fusion = make_fusion(world, levels=levels, compared=2)
+    parts = torch.zeros(1, 4, 16, 16)
+    parts[:, 0, 8:] = 1
+    parts[:, 3] = 1
+    monkeypatch.setattr(
+        module, "undivided", lambda maps, parts: [m * (1 - F.interpolate(parts[:, :1], m.shape[-2:], mode="area")) for m in maps]
+    )
+    edited, content = codes(world, seed=1), encode(fusion, world, codes(world))
+    plain, found = (fusion(content, edited, [STRENGTHS], preview, p) for p in (None, parts))
+    draws = generator.preview if preview else generator
+    assert len(found.relevance) == (2 if preview else 3)
+    for m in found.relevance:
+        side = m.shape[-1]
+        assert m[..., side // 2 + 1 :, :].abs().max() == 0 and m[..., : side // 2 - 1, :].max() > 0
+    assert not torch.equal(found.image, plain.image)
+    low = slice(-found.image.shape[-1] // 8, None)
+    off = [(x - draws(edited))[..., low, :].abs().mean() for x in (found.image, plain.image)]
+    assert off[0] < 0.5 * off[1], "far from the border only the style branch is seen"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from faceedit.models.relevance_map import RelevanceMap
+from faceedit.models.relevance_map import RelevanceMap, undivided
 
 CHANNELS, DIM, SIDE = 6, 4, 5
 READINGS = ("attention", "pointwise")
@@ -117,3 +117,49 @@ def test_gradients_reach_every_parameter(reading):
     without = [name for name, p in module.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6]
     # A softmax forgets what is added to all of a row: literal attention does not see its keys' bias.
     assert without == (["key.bias"] if reading == "attention" else [])
+
+
+def face_with(mouth, around_eyes, face=0.9, eyes=0.6):
+    """Maps of two sizes with these values in the parts of a face, and where the parts are."""
+    parts = torch.zeros(1, 4, 32, 32)
+    for channel, rows in enumerate((slice(20, 28), slice(8, 10), slice(6, 12), slice(4, 28))):
+        parts[:, channel, rows, 8:24] = 1
+    parts[:, 2] -= parts[:, 1]
+    m = torch.ones(1, 1, 32, 32)
+    for part, value in zip((3, 2, 1, 0), (face, around_eyes, eyes, mouth)):
+        m[:, :, parts[0, part] > 0] = value
+    m[..., 21, 9] += 0.05  # no map is smooth
+    return [torch.nn.functional.avg_pool2d(m, 2), m], parts
+
+
+@pytest.mark.parametrize(
+    ("face", "mouth", "around_eyes", "another", "worn"),
+    [
+        (0.9, 0.4, 0.9, True, False),  # a smile
+        (0.9, 0.9, 0.4, False, True),  # glasses
+        (0.5, 0.4, 0.5, False, False),  # an edit of the whole face
+        (0.95, 0.87, 0.95, False, False),  # a mouth that is as it was
+    ],
+)
+def test_a_mouth_and_eyes_are_each_of_one_kind(face, mouth, around_eyes, another, worn):
+    """A mouth that an edit makes anew has no content; eyes, with something new before them, have all of it."""
+    maps, parts = face_with(mouth, around_eyes, face)
+    found = undivided(maps, parts)
+    for before, after in zip(maps, found, strict=True):
+        scaled = torch.nn.functional.interpolate(parts, before.shape[-2:], mode="area")
+        lips, eyes = scaled[:, :1] == 1, scaled[:, 1:2] == 1
+        wanted = before.clone()
+        if another:
+            wanted[lips] = 0
+        if worn:
+            wanted[eyes] = 1
+        torch.testing.assert_close(after, wanted)
+    assert found[1][..., 9, 9] == (1 if worn else maps[1][..., 9, 9])
+
+
+def test_each_picture_of_a_batch_is_judged_for_itself():
+    smile, parts = face_with(0.4, 0.9)
+    still, _ = face_with(0.87, 0.9)
+    both = undivided([torch.cat(pair) for pair in zip(smile, still)], parts.expand(2, -1, -1, -1))
+    for ours, one, other in zip(both, undivided(smile, parts), undivided(still, parts), strict=True):
+        assert torch.equal(ours, torch.cat((one, other)))
