@@ -11,7 +11,8 @@ changes what is beside the face, and not its colours alone, has moved a silhouet
 the same. An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed,
 but where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
 forehead, too, as far as no hair is in its way. Content that is fused into an edit holds it back, and so its change of
-brightness may be emphasised within the face. Where the person is known, an edit that is one of hair first may change
+brightness may be emphasised within the face. What is known to lie over the face and be no skin, as hair and hats are, no
+edit shows through but new glasses, which go over it. Where the person is known, an edit that is one of hair first may change
 its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
@@ -87,6 +88,7 @@ _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mo
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
 _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
 _FINE = 512  # what is hair is told at this size, strand by strand
+_BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
 
@@ -227,7 +229,7 @@ def _filled(outlines: Sequence[Tensor], size: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).float()[None, None]
 
 
-def _raised(outline: Tensor, height: float, size: int) -> Tensor:
+def raised(outline: Tensor, height: float, size: int) -> Tensor:
     """A face and so much above its outline, in sides of the picture: ``(1, 1, size, size)``."""
     return _filled([outline - torch.tensor([0, part * height]) for part in (0, 0.25, 0.5, 0.75, 1)], size)
 
@@ -252,11 +254,12 @@ class _Edit(NamedTuple):
     bare: Tensor  # how far the forehead is one, and not a hat
     lens: Tensor  # how far it is one of what is around the eyes, as glasses are
     recolours: Tensor  # how far it is one of hair as well, but not of a fringe that grows or goes
+    covered: Tensor  # where, above the mouth, hair or a hat is that it may not show through; 0 where that is not known
 
 
 def _look(
     crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None, outline: Tensor | None, person: Tensor | None,
-    eyes: Tensor | None,
+    eyes: Tensor | None, skin: Tensor | None,
 ) -> _Edit:  # fmt: skip
     """What an edit is one of; see `compose` for its arguments."""
     change = change_mask(before, after)
@@ -275,12 +278,18 @@ def _look(
     if eyes is not None:
         inside = _filled(eyes, size)
         lens = smoothstep(_mean(change, _widened(inside, 8) - inside) / within, *_LENS)
+    covered = torch.zeros(())
+    if skin is not None:
+        # Without holes, which are spots of light or shade.
+        visible = _narrowed(_widened(smoothstep(_resized(skin[None, None], change), *_BARE_SKIN), 5), 5)
+        covered = _blur(1 - visible, 2) * _upper(size) * (1 - lens) * (1 - fringe * whole * bare)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face,
         near=near, within=within, whole=whole, side=_side(face),
-        forehead=torch.zeros(()) if outline is None else _blur(_raised(outline, _FOREHEAD, size), 4),
+        forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
         person=None if person is None else _resized(person[None, None], change), unlike=unlike, fringe=fringe, bare=bare,
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens,
+        covered=covered,
     )  # fmt: skip
 
 
@@ -351,7 +360,7 @@ def _hair(
     wide = [_colour(picture, upper) for picture in (edit.before, edit.after)]
     odd = (_tone(_blur(edit.before, 4), _blur(edit.after, 4)) / _tone(*wide)).log().abs()
     usual = torch.maximum(1 - _blur(_widened(smoothstep(odd, *_ODD) * (1 - core), 2), 4), core)
-    near = trust * usual * smoothstep(known, *_COLOURED)
+    near = trust * usual * smoothstep(known, *_COLOURED) * (1 - edit.covered)
     old, new = (everywhere.lerp(here, near) for everywhere, here in zip(wide, colours.chunk(2, 1), strict=True))
     tone = _tone(old, new).clamp(*_TONE)
     tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * smoothstep(tone, *_GREYED)
@@ -375,11 +384,11 @@ def _hair(
     rim = edit.side
     if eyes is not None:
         broad = torch.tensor([_BROAD, 1]) * (eyes - eyes.mean(1, True)) + eyes.mean(1, True)
-        brows = _blur(_widened(sum(_raised(eye, _BROW, s) for eye in broad).clamp_max(1), 4), 2)
+        brows = _blur(_widened(sum(raised(eye, _BROW, s) for eye in broad).clamp_max(1), 4), 2)
         rim = rim * (1 - brows * smoothstep(_blur(_small(bare), 8), *_SKINNY))
     # In the midst of hair that the style branch drew nothing can shine through, and the edit's own strands may show.
     midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * (1 - core)
-    midst = midst * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8)) * trust * usual
+    midst = midst * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8)) * trust * usual * (1 - edit.covered)
     where = (fine(1 - core) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
     # A factor moves no silhouette: it may show where the edit's own picture may not, if this is hair and no hat, no skin
     # and no neck.
@@ -445,7 +454,7 @@ def _fringe(
     how far the forehead is one, a scalar: 0 where there seems to be a hat; and how far another hair falls there, a scalar:
     0 where it is the same in another colour. ``within`` is the edit's mean in the face."""
     size = change.shape[-1]
-    above = _raised(outline, 1.6 * _FOREHEAD, size) * (1 - _widened(_filled([outline], size), 4))
+    above = raised(outline, 1.6 * _FOREHEAD, size) * (1 - _widened(_filled([outline], size), 4))
     height = (torch.arange(size) + 0.5)[:, None] / size - float(outline[:, 1].min())
     falls = smoothstep(_mean(change, above) / within, *_FRINGE)
     bare = 1 - smoothstep(_mean(unlike, above), *_BARE)
@@ -455,7 +464,8 @@ def _fringe(
 
 def compose(
     crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = None, outline: Tensor | None = None,
-    person: Tensor | None = None, eyes: Tensor | None = None, mouth: Tensor | None = None, emphasis: float = 0.0,
+    person: Tensor | None = None, eyes: Tensor | None = None, mouth: Tensor | None = None, skin: Tensor | None = None,
+    emphasis: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The edited crop.
 
@@ -471,6 +481,8 @@ def compose(
         eyes: ``(2, N, 2)``, the corners of polygons around what is seen of the eyes, as of ``outline``; None where
             they are not known.
         mouth: ``(N, 2)``, the same of what is seen between the lips.
+        skin: ``(P, P)`` in [0, 1], where the face is bare, with eyes, brows and mouth: what lies over it, above the
+            mouth, stays. None where it is not known.
         emphasis: What is added, in the face, of the edit's change of brightness: content that is fused into an edit
             holds it back.
 
@@ -482,11 +494,11 @@ def compose(
     def full(x: Tensor) -> Tensor:
         return _resized(x, crop)[0]
 
-    edit = _look(crop, before, after, drawn, outline, person, eyes)
+    edit = _look(crop, before, after, drawn, outline, person, eyes, skin)
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
     seen = _blur(_widened(smoothstep(edit.change, *_SHOW), 4), 3)
     trust = _trust(edit)
-    shown = full(seen * trust)
+    shown = full(seen * trust * (1 - edit.covered))
     replaced = _blur(_widened(smoothstep(edit.change, *_REPLACE), 3), 2)
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = after - before
@@ -500,7 +512,7 @@ def compose(
         # Hair may change up to its last strands, for the background between them does not.
         reach, farther = (_resized(x, hair) for x in (reach, _blur(_widened(edit.person, 3), 2)))
         reach = reach.lerp(farther, hair)
-        hair, tinted = full(hair), torch.maximum(shown, full(_resized(seen, sure) * sure))
+        hair, tinted = full(hair), torch.maximum(full(seen * trust), full(_resized(seen, sure) * sure))
         change = change.lerp(tinted * full(parts) * crop, hair)
         shown = shown.lerp(tinted, hair)
     if drawn is not None and (eyes is not None or mouth is not None):

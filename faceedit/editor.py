@@ -32,6 +32,7 @@ from faceedit.models.generator import Generator
 from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.person_net import PersonNet
+from faceedit.models.skin_net import SkinNet
 from faceedit.models.psp_encoder import GradualStyleEncoder
 from faceedit.models.stylegan2 import StyleGAN2
 from faceedit.results import EditedFace, EditResult, Inversion
@@ -79,6 +80,7 @@ class FaceEditor:
             style branch alone.
         latent_classifier: Tells how long a step of strength 1 is for each face; None takes the directions' own length.
         person_net: Finds the person in a crop, beside whom nothing is edited; None: edits may show anywhere in the crop.
+        skin_net: Finds bare skin, from this encoder's features; None: edits may show through hair over a face.
         readme: The checkpoint's model card, carried along by `save_pretrained`.
     """
 
@@ -93,6 +95,7 @@ class FaceEditor:
         fusion: FusionGenerator | None = None,
         latent_classifier: LatentClassifier | None = None,
         person_net: PersonNet | None = None,
+        skin_net: SkinNet | None = None,
     ) -> None:
         self._config = config
         self._generator = generator.eval().requires_grad_(False)
@@ -101,6 +104,7 @@ class FaceEditor:
         self._fusion = fusion.eval().requires_grad_(False) if fusion is not None else None
         self._latent_classifier = None if latent_classifier is None else latent_classifier.eval().requires_grad_(False)
         self._person_net = person_net.eval().requires_grad_(False) if person_net is not None else None
+        self._skin_net = skin_net.eval().requires_grad_(False) if skin_net is not None else None
         self._directions = directions
         self._readme = readme
 
@@ -155,6 +159,11 @@ class FaceEditor:
         frame_net = None if config.crop.frame_net is None else _build({"frame_net": FrameNet}, "frame_net", config.crop.frame_net)
         options = config.crop.person_net
         person_net = None if options is None else _build({"person_net": PersonNet}, "person_net", options)
+        options = config.crop.skin_net
+        skin_net = None if options is None else _build(
+            {"skin_net": SkinNet}, "skin_net",
+            {"channels": encoder.feature_channels, "sizes": encoder.feature_sizes, **options},
+        )  # fmt: skip
         fusion = None if config.fusion is None else _build(
             {"fusion": FusionGenerator}, "fusion",
             {"generator": generator, "encoder": encoder, "attributes": config.fusion.attributes, **config.fusion.options},
@@ -166,7 +175,7 @@ class FaceEditor:
         )  # fmt: skip
         networks = {
             "generator": generator, "encoder": encoder, "frame_net": frame_net, "fusion": fusion,
-            "latent_classifier": latent_classifier, "person_net": person_net,
+            "latent_classifier": latent_classifier, "person_net": person_net, "skin_net": skin_net,
         }  # fmt: skip
         networks = {prefix: module for prefix, module in networks.items() if module is not None}
         unknown = [name for name in tensors if name.partition(".")[0] not in {*networks, "directions"}]
@@ -185,7 +194,9 @@ class FaceEditor:
         )
         readme = folder / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-        editor = cls(config, generator, encoder, frame_net, directions, text, fusion, latent_classifier, person_net)
+        editor = cls(
+            config, generator, encoder, frame_net, directions, text, fusion, latent_classifier, person_net, skin_net
+        )
         return editor.to(device, dtype)
 
     def save_pretrained(
@@ -208,6 +219,7 @@ class FaceEditor:
         modules = {
             "generator": self._generator, "encoder": self._encoder, "frame_net": self._frame_net, "fusion": self._fusion,
             "latent_classifier": self._latent_classifier, "person_net": self._person_net,
+            "skin_net": self._skin_net,
         }  # fmt: skip
         for prefix, module in modules.items():
             if module is not None:
@@ -247,7 +259,7 @@ class FaceEditor:
         """The same editor with other parts, named as in the constructor."""
         parts = (
             "config", "generator", "encoder", "frame_net", "directions", "readme", "fusion", "latent_classifier",
-            "person_net",
+            "person_net", "skin_net",
         )  # fmt: skip
         return FaceEditor(**{part: changes.get(part, getattr(self, f"_{part}")) for part in parts})
 
@@ -473,6 +485,7 @@ class FaceEditor:
         if steps:
             latents = self._refine(latents, targets, steps, progress)
         contents = self._content(inputs, encoding.features, latents)
+        skins = [None] * len(faces) if self._skin_net is None else self._skin_net.find(encoding.features)
         pictures: list[Tensor | None] = [None] * len(faces)
         if reconstruct:
             pictures = [
@@ -489,6 +502,7 @@ class FaceEditor:
                 eyes=outlines[i][1],
                 mouth=outlines[i][2],
                 person=None if self._person_net is None else self._person_net.find(targets[i]),
+                skin=skins[i],
                 crop=targets[i],
                 reconstruction=pictures[i],
                 frame=frame,
@@ -721,7 +735,7 @@ class FaceEditor:
         drawn = inversion.drawn if refine else None
         output, mask = compose(
             original, before, after.image, drawn, inversion.outline, inversion.person, inversion.eyes, inversion.mouth,
-            emphasis=_EMPHASIS if refine else 0.0,
+            inversion.skin, emphasis=_EMPHASIS if refine else 0.0,
         )  # fmt: skip
         styled = None if refine else after.image
         if refine and explain:

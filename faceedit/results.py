@@ -21,7 +21,7 @@ from faceedit.images import ImageSource, Picture
 __all__ = ["EditResult", "EditedFace", "Inversion"]
 
 _FORMAT = "faceedit-inversion-1"
-_TENSORS = ("latents", "drawn", "outline", "eyes", "mouth", "person", "crop", "reconstruction")  # saved as they are
+_TENSORS = ("latents", "drawn", "outline", "eyes", "mouth", "person", "skin", "crop", "reconstruction")  # saved as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,8 @@ class Inversion:
         mouth: float32 (N,2), the same of what is seen between the lips.
         person: float32 (256,256) in [0,1], where in the crop the person is, with hair and what is worn: beside it
             nothing is edited. None without a person net.
+        skin: float32 (256,256) in [0,1], where the face is bare, with eyes, brows and mouth: what lies over it, such as
+            hair, no edit takes away. None without a skin net.
         crop: float32 (3,S,S) in [0,1], the aligned face as it was; None if it was not kept.
         reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it, refined if
             there is a content branch; None if it was not made.
@@ -57,6 +59,7 @@ class Inversion:
     eyes: Tensor | None = None
     mouth: Tensor | None = None
     person: Tensor | None = None
+    skin: Tensor | None = None
     crop: Tensor | None = None
     reconstruction: Tensor | None = None
     frame: CropFrame | None = None

@@ -537,3 +537,43 @@ def test_the_parts_of_a_face_lie_where_their_outlines_are():
     assert at(eyes, 0.35, 0.42) == at(eyes, 0.65, 0.42) == 1 and at(eyes, 0.5, 0.42) == 0
     assert at(around, 0.35, 0.42) == 0 and at(around, 0.35, 0.47) == at(around, 0.65, 0.37) == 1 and at(around, 0.5, 0.42) == 0
     assert all(at(face, *point) == 1 for point in ((0.35, 0.42), (0.5, 0.72), (0.5, 0.3))) and at(face, 0.1, 0.5) == 0
+
+
+@pytest.mark.parametrize(("rows", "columns", "shown"), [
+    ((90, 130), (100, 140), False), ((90, 130), (60, 90), False), ((90, 96), (100, 106), True), ((180, 200), (100, 140), True),
+])  # fmt: skip
+def test_what_lies_over_a_face_stays(rows, columns, shown):
+    """Where there is no bare skin above the mouth, be it amidst the face; not at spots, nor where beards grow."""
+    crop, where = smooth(256, 0), torch.zeros(256, 256, dtype=torch.bool)
+    where[slice(*rows), slice(*columns)] = True
+    edited, mask = compose(crop, crop, crop + 0.1, crop, box(0.2, 0.2, 0.8, 0.9), skin=1.0 - where.float())
+    edge = 0 if shown else 8
+    core = (slice(rows[0] + edge, rows[1] - edge), slice(columns[0] + edge, columns[1] - edge))
+    assert mask[core].min() > 0.95 if shown else mask[core].max() < 0.02
+    assert mask[140:170, 150:190].min() > 0.95, "beside it the face changes"
+    torch.testing.assert_close(edited[:, 140:170, 150:190], (crop + 0.1)[:, 140:170, 150:190], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("glasses", [True, False])
+def test_glasses_go_over_hair(glasses):
+    crop, parts, eyes, mouth = opened()
+    hair = torch.zeros(256, 256)
+    hair[70:140, 60:100] = 1.0
+    after = crop + 0.02
+    for _, rows, columns in parts[:2]:
+        around = (slice(rows.start - 6, rows.stop + 6), slice(columns.start - 6, columns.stop + 6))
+        after[(slice(None), *around)] -= 0.2 * glasses
+    _, mask = compose(crop, crop, after, crop, box(0.2, 0.2, 0.8, 0.9), None, eyes, mouth, 1.0 - hair)
+    rim = mask[parts[0][1].start - 4, parts[0][2]]
+    assert rim.min() > 0.9 if glasses else rim.max() < 0.1
+
+
+def test_hair_that_covers_a_face_takes_the_edits_colour_and_keeps_its_strands():
+    crop, hair, skin, head, outline = haired()
+    after = crop + 0.25 * hair + 0.03 * (1 - hair)
+    plain, _ = compose(crop, crop, after, crop, outline, head)
+    edited, mask = compose(crop, crop, after, crop, outline, head, skin=skin)
+    part = (slice(None), slice(40, 60), slice(60, 90))
+    assert mask[part[1:]].min() > 0.8
+    factor = edited[part] / crop[part]
+    assert factor.mean() > 1.1 and factor.std() < 0.15 * factor.mean()

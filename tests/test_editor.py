@@ -38,6 +38,7 @@ from faceedit.errors import (
 )
 from faceedit.faces import Face
 from faceedit.models.person_net import PersonNet
+from faceedit.models.skin_net import SkinNet
 
 BOXES = [(20.0, 30.0, 50.0, 62.0), (80.0, 25.0, 104.0, 50.0), (60.0, 70.0, 78.0, 88.0)]
 LANDMARKS = np.array([(40, 40), (60, 40), (50, 50), (43, 62), (57, 62)])
@@ -383,7 +384,7 @@ def test_an_edit_is_held_to_the_outlines_of_the_face(refining, found, composed):
     refining.edit(inversion, smile=1.0)
     refining.edit(inversion, smile=1.0, refine=False)
     assert composed[0][4] is composed[1][4] is inversion.outline
-    assert all(given[6:] == (inversion.eyes, inversion.mouth) for given in composed)
+    assert all(given[6:] == (inversion.eyes, inversion.mouth, inversion.skin) for given in composed)
 
 
 def test_an_edit_divides_no_mouth_and_no_eyes(refining, found, monkeypatch):
@@ -422,6 +423,53 @@ def test_beside_the_person_nothing_is_edited(guarded, refining, found, composed)
         assert torch.equal(face.output[..., beside], face.crop[..., beside])
         unguarded = dataclasses.replace(inversion, person=None)
         assert refining.edit(unguarded, smile=3.0, refine=refine, return_result=True).faces[0].mask[:, beside].any()
+
+
+@pytest.fixture
+def skinned(refining, monkeypatch):
+    """An editor whose skin net finds bare skin in the left half of every crop."""
+    half = (torch.arange(256) < 128).float().expand(256, 256)
+    monkeypatch.setattr(SkinNet, "find", lambda net, features: half.expand(len(features[0]), -1, -1))
+    config = dataclasses.replace(refining.config, crop=dataclasses.replace(refining.config.crop, skin_net={"width": 6}))
+    torch.manual_seed(0)
+    encoder = refining.encoder
+    return refining._with(config=config, skin_net=SkinNet(encoder.feature_channels, encoder.feature_sizes, 6))
+
+
+def test_no_edit_shows_where_the_face_is_covered(skinned, refining, found, composed):
+    inversion = skinned.invert(photo())
+    assert inversion.skin.shape == (256, 256) and refining.invert(photo()).skin is None
+    for refine in (True, False):
+        face = skinned.edit(inversion, smile=3.0, refine=refine, return_result=True).faces[0]
+        assert composed[-1][8] is inversion.skin
+        size = face.mask.shape[-1]
+        covered = (slice(0, int(0.55 * size)), slice(int(0.6 * size), None))
+        assert not face.mask[covered].any() and face.mask.any()
+        output, crop = (x[(slice(None), *covered)] for x in (face.output, face.crop))
+        assert torch.equal(output, crop)
+        bare = dataclasses.replace(inversion, skin=None)
+        assert refining.edit(bare, smile=3.0, refine=refine, return_result=True).faces[0].mask[covered].any()
+
+
+def test_the_skin_net_looks_at_the_encoders_features_of_each_face(skinned, found, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        SkinNet, "find", lambda net, features: seen.append(features) or torch.arange(len(features[0])).view(-1, 1, 1) / 2.0
+    )
+    inversions = skinned.invert(photo(), faces="all")
+    (features,) = seen
+    assert [tuple(f.shape[:2]) for f in features] == [(len(inversions), n) for n in skinned.encoder.feature_channels]
+    assert [float(inversion.skin) for inversion in inversions] == [i / 2 for i in range(len(inversions))]
+
+
+def test_the_skin_net_goes_into_the_checkpoint(skinned, tmp_path):
+    loaded = FaceEditor.from_pretrained(skinned.save_pretrained(tmp_path / "it", dtype=torch.float32))
+    assert loaded.config == skinned.config
+    weights, again = skinned._skin_net.state_dict(), loaded._skin_net.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+    rewrite(tmp_path / "it", lambda tensors: tensors.pop("skin_net.leave.bias"))
+    with pytest.raises(CheckpointError, match="skin_net.leave.bias"):
+        FaceEditor.from_pretrained(tmp_path / "it")
 
 
 def test_the_person_net_goes_into_the_checkpoint(guarded, tmp_path):

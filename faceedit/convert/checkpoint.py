@@ -152,7 +152,8 @@ def assemble(
         encoder=None if made.encoder is None else EncoderConfig(
             made.encoder_name, made.encoder.input_size, _encoder_options(made.encoder)
         ),
-        crop=replace(default_config.crop, size=generator.resolution),
+        # Not the skin net, which looks at the packaged encoder's features.
+        crop=replace(default_config.crop, size=generator.resolution, skin_net=None),
         licence=licence,
         provenance=[*({**entry, "licence": licence} if licence else entry for entry in made.provenance), packaged],
     )
