@@ -83,12 +83,15 @@ _EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before
 _TEETH = (0.8, 0.92)  # the same within the lips
 _SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
-_LENS = (1.35, 1.7)  # an edit's mean difference close around the eyes, in that within the face: of all of it, of glasses
+_LENS = (1.6, 2.0)  # an edit's mean difference close around the eyes, in that below the mouth: of all the face, of glasses
+_WORN = 0.7  # how much more that must be in an edit of what is around the face as well
 _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mouth, an open one
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
 _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
 _FINE = 512  # what is hair is told at this size, strand by strand
 _BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
+_BEARD = 10  # how far beyond the outline of a face beards grow, in pixels
+_FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
 
@@ -274,15 +277,19 @@ def _look(
     fringe, bare, grown = torch.zeros(3)
     if unlike is not None and person is not None and outline is not None:
         fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
-    lens = torch.zeros(())
+    lens, glasses = torch.zeros(2)
     if eyes is not None:
         inside = _filled(eyes, size)
-        lens = smoothstep(_mean(change, _widened(inside, 8) - inside) / within, *_LENS)
+        below = _mean(change, face * (1 - _upper(size)))
+        lens = smoothstep(_mean(change, _widened(inside, 8) - inside) / below - _WORN * whole, *_LENS)
+        glasses = _blur(_widened(inside, _FRAMES), 4)
     covered = torch.zeros(())
     if skin is not None:
         # Without holes, which are spots of light or shade.
         visible = _narrowed(_widened(smoothstep(_resized(skin[None, None], change), *_BARE_SKIN), 5), 5)
-        covered = _blur(1 - visible, 2) * _upper(size) * (1 - lens) * (1 - fringe * whole * bare)
+        covered = _blur(1 - visible, 2) * torch.maximum(_upper(size), 1 - _blur(_widened(face, _BEARD), 4))
+        # But for glasses near the eyes, and for a fringe.
+        covered = covered * (1 - lens * glasses) * (1 - fringe * whole * bare)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face,
         near=near, within=within, whole=whole, side=_side(face),

@@ -554,18 +554,33 @@ def test_what_lies_over_a_face_stays(rows, columns, shown):
     torch.testing.assert_close(edited[:, 140:170, 150:190], (crop + 0.1)[:, 140:170, 150:190], rtol=0, atol=0.01)
 
 
-@pytest.mark.parametrize("glasses", [True, False])
-def test_glasses_go_over_hair(glasses):
+@pytest.mark.parametrize(("around_eyes", "elsewhere", "shown"), [
+    (-0.2, 0.02, True),  # glasses
+    (0.0, 0.1, False),
+    (0.1, 0.1, False),  # years, which change the eyes most
+])  # fmt: skip
+def test_glasses_go_over_hair(around_eyes, elsewhere, shown):
+    """Near the eyes; a hat above them stays what it is."""
     crop, parts, eyes, mouth = opened()
     hair = torch.zeros(256, 256)
-    hair[70:140, 60:100] = 1.0
-    after = crop + 0.02
+    hair[70:140, 60:124] = hair[10:50, 60:200] = 1.0
+    after = crop + elsewhere
+    after[:, 20:40, 100:160] += 0.1
     for _, rows, columns in parts[:2]:
-        around = (slice(rows.start - 6, rows.stop + 6), slice(columns.start - 6, columns.stop + 6))
-        after[(slice(None), *around)] -= 0.2 * glasses
+        after[:, rows.start - 6 : rows.stop + 6, columns.start - 6 : columns.stop + 6] += around_eyes
     _, mask = compose(crop, crop, after, crop, box(0.2, 0.2, 0.8, 0.9), None, eyes, mouth, 1.0 - hair)
     rim = mask[parts[0][1].start - 4, parts[0][2]]
-    assert rim.min() > 0.9 if glasses else rim.max() < 0.1
+    assert rim.min() > 0.9 if shown else rim.max() < 0.1
+    assert not mask[22:38, 105:155].any()
+
+
+@pytest.mark.parametrize("skin", [None, 0.0, 1.0])
+def test_hair_beside_a_neck_stays(skin):
+    crop, where = smooth(256, 0), stripe(256)
+    bare = None if skin is None else torch.where(where, skin, 1.0).expand(256, 256)
+    _, mask = compose(crop, crop, crop + 0.1, crop, box(0.2, 0.2, 0.6, 0.9), skin=bare)
+    side = mask[200:220, torch.nonzero(where.expand(256, 256)[0])[8:-8, 0]]
+    assert side.max() < 0.02 if skin == 0 else side.min() > 0.9
 
 
 def test_hair_that_covers_a_face_takes_the_edits_colour_and_keeps_its_strands():
