@@ -81,6 +81,7 @@ _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
+_ANEW = (0.5, 0.75)  # mean structure of a mouth and its lips in the pictures before and after: another mouth, the same
 _SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
 _LENS = (1.6, 2.0)  # an edit's mean difference close around the eyes, in that below the mouth: of all the face, of glasses
@@ -219,9 +220,13 @@ def face_parts(outline: Tensor, eyes: Tensor, mouth: Tensor) -> Tensor:
         ``(1, 4, 256, 256)`` in [0, 1]: lips and what is close around, eyes, what is around them, and the face.
     """
     openings = _filled(eyes, _SIDE)
-    lips = _blur(_widened(_filled([mouth], _SIDE), 10), 4)
     around = _widened(openings, 14) - _widened(openings, 5)
-    return torch.cat((lips, _blur(_widened(openings, 4), 2), around, _face(outline, _SIDE)), 1)
+    return torch.cat((_lips(mouth, _SIDE), _blur(_widened(openings, 4), 2), around, _face(outline, _SIDE)), 1)
+
+
+def _lips(mouth: Tensor, size: int) -> Tensor:
+    """A mouth with its lips and what is close around, ``(1, 1, size, size)`` in [0, 1]."""
+    return _blur(_widened(_filled([mouth], size), 10), 4)
 
 
 def _filled(outlines: Sequence[Tensor], size: int) -> Tensor:
@@ -510,8 +515,13 @@ def compose(
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = after - before
     if emphasis:
-        # Not of its colours, which between lips and teeth would be none that either has.
-        difference = difference + emphasis * full(edit.face) * difference.mean(0, True)
+        # Not of its colours, which between lips and teeth would be none that either has; and not of a mouth that is made
+        # anew, where more than the difference would leave the old one's lines in light.
+        where = edit.face
+        if mouth is not None:
+            lips = _lips(mouth, edit.change.shape[-1])
+            where = where * (1 - lips * (1 - smoothstep(_mean(edit.structure, lips), *_ANEW)))
+        difference = difference + emphasis * full(where) * difference.mean(0, True)
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else _blur(edit.person, 2)
     if edit.unlike is not None and edit.person is not None and outline is not None and edit.recolours > _SLIGHT:
