@@ -81,6 +81,7 @@ _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
+_ADDS = (0.4, 0.7)  # how much detail there is after an edit, in that before: glasses are taken off, put on
 _ANEW = (0.5, 0.75)  # mean structure of a mouth and its lips in the pictures before and after: another mouth, the same
 _SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
@@ -250,6 +251,7 @@ class _Edit(NamedTuple):
     after: Tensor
     change: Tensor  # how strongly these two differ
     structure: Tensor  # how far they have the same structure
+    added: Tensor  # how much detail there is after, in that before
     face: Tensor  # where the face is
     near: Tensor  # the same and what is close around
     side: Tensor  # its rim above the mouth, where hair may hang over it
@@ -279,6 +281,7 @@ def _look(
     whole = smoothstep(beside / within, *_WHOLE)
     unlike = None if drawn is None else _difference(photo, _resized(drawn[None], change))
     structure = _structure(before, after)
+    detail = [_blur((x - _blur(x, 2)).abs().mean(1, True), 3) + 0.004 for x in (before, after)]
     fringe, bare, grown = torch.zeros(3)
     if unlike is not None and person is not None and outline is not None:
         fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
@@ -296,7 +299,7 @@ def _look(
         # But for glasses near the eyes, and for a fringe.
         covered = covered * (1 - lens * glasses) * (1 - fringe * whole * bare)
     return _Edit(
-        photo=photo, before=before, after=after, change=change, structure=structure, face=face,
+        photo=photo, before=before, after=after, change=change, structure=structure, added=detail[1] / detail[0], face=face,
         near=near, within=within, whole=whole, side=_side(face),
         forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
         person=None if person is None else _resized(person[None, None], change), unlike=unlike, fringe=fringe, bare=bare,
@@ -515,12 +518,13 @@ def compose(
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = after - before
     if emphasis:
-        # Not of its colours, which between lips and teeth would be none that either has; and not of a mouth that is made
-        # anew, where more than the difference would leave the old one's lines in light.
+        # Not of its colours, which between lips and teeth would be none that either has; and neither of a mouth that is made
+        # anew nor of glasses that are taken off, where more than the difference would leave lines in light.
         where = edit.face
         if mouth is not None:
             lips = _lips(mouth, edit.change.shape[-1])
             where = where * (1 - lips * (1 - smoothstep(_mean(edit.structure, lips), *_ANEW)))
+        where = where * (1 - edit.lens * (1 - smoothstep(edit.added, *_ADDS)))
         difference = difference + emphasis * full(where) * difference.mean(0, True)
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else _blur(edit.person, 2)

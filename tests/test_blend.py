@@ -592,3 +592,34 @@ def test_hair_that_covers_a_face_takes_the_edits_colour_and_keeps_its_strands():
     assert mask[part[1:]].min() > 0.8
     factor = edited[part] / crop[part]
     assert factor.mean() > 1.1 and factor.std() < 0.15 * factor.mean()
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_mouth_that_is_made_anew_is_not_emphasised(anew):
+    """More than its difference would leave the lines of the old one in light."""
+    crop, parts, eyes, mouth = opened()
+    lips = torch.zeros(256, 256)
+    lips[parts[2][1].start - 12 : parts[2][1].stop + 12, parts[2][2].start - 12 : parts[2][2].stop + 12] = 1.0
+    before = crop + lips * strands(256, 0.15)
+    after = crop + 0.1 + lips * (-strands(256, 0.15) if anew else strands(256, 0.15))
+    face = box(0.2, 0.3, 0.8, 0.9)
+    plain, stronger = (compose(before, before, after, before, face, None, eyes, mouth, emphasis=x)[0] for x in (0.0, 0.25))
+    added = (stronger - plain)[(slice(None), *parts[2][1:])]
+    assert added.abs().max() < 0.002 if anew else added.abs().mean() > 0.001
+    cheek = (slice(None), slice(140, 150), slice(75, 90))
+    torch.testing.assert_close((stronger - plain)[cheek], torch.full_like(plain[cheek], 0.025), rtol=0, atol=0.003)
+
+
+@pytest.mark.parametrize("put_on", [True, False])
+def test_glasses_are_emphasised_when_they_are_put_on_and_not_when_they_are_taken_off(put_on):
+    crop, parts, eyes, _ = opened()
+    rims = torch.zeros(256, 256)
+    for _, rows, columns in parts[:2]:
+        rims[rows.start - 6 : rows.stop + 6, columns.start - 6 : columns.stop + 6] = 1.0
+        rims[rows.start - 3 : rows.stop + 3, columns.start - 3 : columns.stop + 3] = 0.0
+    without, worn = crop, crop - 0.2 * rims
+    before, after = (without, worn) if put_on else (worn, without)
+    face = box(0.2, 0.3, 0.8, 0.9)
+    plain, stronger = (compose(before, before, after, before, face, None, eyes, None, emphasis=x)[0] for x in (0.0, 0.25))
+    added = (stronger - plain).abs()[:, rims > 0].mean()
+    assert added > 0.03 if put_on else added < 0.005
