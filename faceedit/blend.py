@@ -81,8 +81,7 @@ _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
-_ADDS = (0.4, 0.7)  # how much detail there is after an edit, in that before: glasses are taken off, put on
-_ANEW = (0.5, 0.75)  # mean structure of a mouth and its lips in the pictures before and after: another mouth, the same
+_ADDS = (0.4, 0.7)  # how much detail there is after an edit, in that before: something is taken away, put there
 _SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
 _LENS = (1.6, 2.0)  # an edit's mean difference close around the eyes, in that below the mouth: of all the face, of glasses
@@ -518,13 +517,12 @@ def compose(
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = after - before
     if emphasis:
-        # Not of its colours, which between lips and teeth would be none that either has; and neither of a mouth that is made
-        # anew nor of glasses that are taken off, where more than the difference would leave lines in light.
-        where = edit.face
+        # Not of its colours, which between lips and teeth would be none that either has; and not where it takes away a mouth
+        # or glasses, for more than the difference would leave their lines in light.
+        gone = edit.lens
         if mouth is not None:
-            lips = _lips(mouth, edit.change.shape[-1])
-            where = where * (1 - lips * (1 - smoothstep(_mean(edit.structure, lips), *_ANEW)))
-        where = where * (1 - edit.lens * (1 - smoothstep(edit.added, *_ADDS)))
+            gone = torch.maximum(gone, _lips(mouth, edit.change.shape[-1]))
+        where = edit.face * (1 - gone * (1 - smoothstep(edit.added, *_ADDS)))
         difference = difference + emphasis * full(where) * difference.mean(0, True)
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else _blur(edit.person, 2)
