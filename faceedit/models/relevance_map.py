@@ -89,9 +89,12 @@ def undivided(maps: Sequence[Tensor], parts: Tensor) -> list[Tensor]:
         return (changed * part).sum((1, 2, 3), keepdim=True) / part.sum((1, 2, 3), keepdim=True).clamp_min(1e-3)
 
     mouth, eyes, around, face = scaled[-1]
-    moved = mean(mouth)
-    another = smoothstep(moved / mean(face * (1 - mouth)).clamp_min(1e-3), *_OF_MOUTH) * smoothstep(moved, *_MOVED)
     beside = face * (1 - torch.maximum(eyes, around))
-    worn = smoothstep(mean(around) / mean(beside).clamp_min(1e-3), *_AROUND_EYES)
+    # An edit may be a smile and glasses at once: neither shall hide the other.
+    rest = mean(beside * (1 - mouth))
+    moved = mean(mouth)
+    another = moved / rest.minimum(mean(face * (1 - mouth))).clamp_min(1e-3)
+    another = smoothstep(another, *_OF_MOUTH) * smoothstep(moved, *_MOVED)
+    worn = smoothstep(mean(around) / rest.minimum(mean(beside)).clamp_min(1e-3), *_AROUND_EYES)
     whole = [m * (1 - another * part[0]) for m, part in zip(maps, scaled)]
     return [m + worn * part[1] * (1 - m) for m, part in zip(whole, scaled)]

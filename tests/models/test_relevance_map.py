@@ -137,6 +137,7 @@ def face_with(mouth, around_eyes, face=0.9, eyes=0.6):
     [
         (0.9, 0.4, 0.9, True, False),  # a smile
         (0.9, 0.9, 0.4, False, True),  # glasses
+        (0.9, 0.4, 0.4, True, True),  # both
         (0.5, 0.4, 0.5, False, False),  # an edit of the whole face
         (0.95, 0.87, 0.95, False, False),  # a mouth that is as it was
     ],
