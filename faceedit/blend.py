@@ -38,7 +38,7 @@ from torch import Tensor
 
 from faceedit.models.ops import smoothstep
 
-__all__ = ["agreement", "change_mask", "compose", "face_parts"]
+__all__ = ["agreement", "change_mask", "compose", "face_parts", "raised"]
 
 _SIDE = 256  # masks and colours are smooth: they are worked out at this size
 _SHOW = (0.015, 0.05)  # local difference on [0, 1] from which the edit shows, and shows fully
@@ -81,6 +81,7 @@ _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
+_FAINT = 0.004  # mean difference of pixels from their surroundings that counts as no detail
 _ADDS = (0.4, 0.7)  # how much detail there is after an edit, in that before: something is taken away, put there
 _SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
@@ -250,7 +251,6 @@ class _Edit(NamedTuple):
     after: Tensor
     change: Tensor  # how strongly these two differ
     structure: Tensor  # how far they have the same structure
-    added: Tensor  # how much detail there is after, in that before
     face: Tensor  # where the face is
     near: Tensor  # the same and what is close around
     side: Tensor  # its rim above the mouth, where hair may hang over it
@@ -280,7 +280,6 @@ def _look(
     whole = smoothstep(beside / within, *_WHOLE)
     unlike = None if drawn is None else _difference(photo, _resized(drawn[None], change))
     structure = _structure(before, after)
-    detail = [_blur((x - _blur(x, 2)).abs().mean(1, True), 3) + 0.004 for x in (before, after)]
     fringe, bare, grown = torch.zeros(3)
     if unlike is not None and person is not None and outline is not None:
         fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
@@ -298,8 +297,8 @@ def _look(
         # But for glasses near the eyes, and for a fringe.
         covered = covered * (1 - lens * glasses) * (1 - fringe * whole * bare)
     return _Edit(
-        photo=photo, before=before, after=after, change=change, structure=structure, added=detail[1] / detail[0], face=face,
-        near=near, within=within, whole=whole, side=_side(face),
+        photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
+        within=within, whole=whole, side=_side(face),
         forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
         person=None if person is None else _resized(person[None, None], change), unlike=unlike, fringe=fringe, bare=bare,
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens,
@@ -451,6 +450,12 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
     return light - 1, where
 
 
+def _added(edit: _Edit) -> Tensor:
+    """How much detail there is after an edit, in that before: ``(1, 1, s, s)``."""
+    before, after = (_blur((x - _blur(x, 2)).abs().mean(1, True), 3) + _FAINT for x in (edit.before, edit.after))
+    return after / before
+
+
 def _colour(picture: Tensor, part: Tensor) -> Tensor:
     """A picture's mean colour over a part of it, ``(1, 3, 1, 1)``."""
     return (picture * part).sum((2, 3), keepdim=True) / part.sum().clamp_min(1)
@@ -522,7 +527,7 @@ def compose(
         gone = edit.lens
         if mouth is not None:
             gone = torch.maximum(gone, _lips(mouth, edit.change.shape[-1]))
-        where = edit.face * (1 - gone * (1 - smoothstep(edit.added, *_ADDS)))
+        where = edit.face * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
         difference = difference + emphasis * full(where) * difference.mean(0, True)
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else _blur(edit.person, 2)

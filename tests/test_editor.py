@@ -462,23 +462,17 @@ def test_the_skin_net_looks_at_the_encoders_features_of_each_face(skinned, found
     assert [float(inversion.skin) for inversion in inversions] == [i / 2 for i in range(len(inversions))]
 
 
-def test_the_skin_net_goes_into_the_checkpoint(skinned, tmp_path):
-    loaded = FaceEditor.from_pretrained(skinned.save_pretrained(tmp_path / "it", dtype=torch.float32))
-    assert loaded.config == skinned.config
-    weights, again = skinned._skin_net.state_dict(), loaded._skin_net.state_dict()
+@pytest.mark.parametrize(
+    ("fixture", "net", "tensor"), [("guarded", "person_net", "stem.bias"), ("skinned", "skin_net", "leave.bias")]
+)
+def test_the_nets_that_guard_a_photograph_go_into_the_checkpoint(fixture, net, tensor, request, tmp_path):
+    editor = request.getfixturevalue(fixture)
+    loaded = FaceEditor.from_pretrained(editor.save_pretrained(tmp_path / "it", dtype=torch.float32))
+    assert loaded.config == editor.config
+    weights, again = (getattr(each, f"_{net}").state_dict() for each in (editor, loaded))
     assert all(torch.equal(again[name], value) for name, value in weights.items())
-    rewrite(tmp_path / "it", lambda tensors: tensors.pop("skin_net.leave.bias"))
-    with pytest.raises(CheckpointError, match="skin_net.leave.bias"):
-        FaceEditor.from_pretrained(tmp_path / "it")
-
-
-def test_the_person_net_goes_into_the_checkpoint(guarded, tmp_path):
-    loaded = FaceEditor.from_pretrained(guarded.save_pretrained(tmp_path / "it", dtype=torch.float32))
-    assert loaded.config == guarded.config
-    weights, again = guarded._person_net.state_dict(), loaded._person_net.state_dict()
-    assert all(torch.equal(again[name], value) for name, value in weights.items())
-    rewrite(tmp_path / "it", lambda tensors: tensors.pop("person_net.stem.bias"))
-    with pytest.raises(CheckpointError, match="person_net.stem.bias"):
+    rewrite(tmp_path / "it", lambda tensors: tensors.pop(f"{net}.{tensor}"))
+    with pytest.raises(CheckpointError, match=f"{net}.{tensor}"):
         FaceEditor.from_pretrained(tmp_path / "it")
 
 

@@ -108,7 +108,10 @@ def main(argv: list[str]) -> int:
     config = ModelConfig(
         generator=GeneratorConfig("mobile_stylegan", generator.resolution, generator.n_styles, generator.style_dim),
         encoder=EncoderConfig("efficientnet_lite", encoder.input_size, {"looks": args.looks}),
-        crop=CropConfig(generator.resolution, {}, None if person_net is None else {}, None if skin_net is None else skin_net.options),
+        crop=CropConfig(
+            generator.resolution, frame_net={}, person_net=None if person_net is None else {},
+            skin_net=None if skin_net is None else skin_net.options,
+        ),
         attributes=attributes,
         licence=args.licence,
         provenance=json.loads(args.provenance.read_text()),

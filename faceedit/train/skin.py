@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from faceedit.blend import raised
 from faceedit.errors import CheckpointError, ConfigError
+from faceedit.hub import load_module
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.encoder import Encoder
 from faceedit.models.frame_net import FrameNet
@@ -30,9 +31,9 @@ from faceedit.models.skin_net import SkinNet
 from faceedit.train import frame
 from faceedit.train.checkpoint import load_encoder, load_generator, read_metadata, read_tensors, save_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
+from faceedit.train.crops import to_unit
 from faceedit.train.data import Faces
 from faceedit.train.encoder import degraded
-from faceedit.train.crops import to_unit
 from faceedit.train.synthetic import generated_faces, mixed_latents
 from faceedit.train.task import Share, Task, random_source
 from faceedit.train.trainer import Trainer, begin
@@ -220,9 +221,7 @@ def load(path: Path, encoder: Encoder) -> SkinNet:
     if "options" not in header or "enter.weight" not in tensors:
         raise CheckpointError(f"{str(path)!r} holds no skin net. Give what the skin stage wrote.")
     net = SkinNet(encoder.feature_channels, encoder.feature_sizes, **json.loads(header["options"]))
-    if tensors["enter.weight"].shape != net.enter.weight.shape:
-        raise CheckpointError(f"The skin net {str(path)!r} is of another encoder. Train one on this encoder.")
-    net.load_state_dict(tensors)
+    load_module(net, tensors, advice=f"The skin net {str(path)!r} is damaged or of another encoder: train one on this encoder.")
     return net.eval().requires_grad_(False)
 
 
