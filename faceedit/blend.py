@@ -21,7 +21,10 @@ stays. A factor cannot move a silhouette, and so it shows where the edit's own p
 brighter or darker than hair does elsewhere, hair has gone, and takes the factor of the rest. In the midst of hair that
 the style branch drew as it is, the edit's own strands show. Eyes stay the photograph's own where the edit leaves them
 what they are, for generators wash them out, and so does what an open mouth shows, the more so after an edit of face and
-hair; only the brightness of the light on them follows the edit.
+hair; only the brightness of the light on them follows the edit. Lips stay under such an edit, too, if it leaves the mouth
+what it is, in the colour that it gives them. New teeth are no colder than the light on the mouth was.
+
+The grid that a generator's upsampling leaves in its pictures is taken from what they change.
 """
 
 from __future__ import annotations
@@ -83,6 +86,10 @@ _EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before
 _TEETH = (0.8, 0.92)  # the same within the lips
 _FAINT = 0.004  # mean difference of pixels from their surroundings that counts as no detail
 _ADDS = (0.4, 0.7)  # how much detail there is after an edit, in that before: something is taken away, put there
+_ALL = (0.3, 0.5)  # how far an edit is one of what is around the face as well: it is not, it is
+_LIPS = (0.65, 0.73)  # mean structure there of the pictures before and after: another mouth, the same
+_KEPT = 0.75  # how far such lips stay
+_SPOKEN = (1.3, 1.4)  # an edit's mean difference on the lips, in that within the face: of all of it, of mouths
 _SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
 _LENS = (1.6, 2.0)  # an edit's mean difference close around the eyes, in that below the mouth: of all the face, of glasses
@@ -92,8 +99,12 @@ _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: 
 _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
 _FINE = 512  # what is hair is told at this size, strand by strand
 _BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
+_STRANGE = (0.2, 0.3)  # local difference of photograph and style branch: a beard or what else it drew, what it did not
+_TOOTH = (0.9, 1.1)  # brightness near a mouth, in that of the photograph's: lips and stubble, teeth
 _BEARD = 10  # how far beyond the outline of a face beards grow, in pixels
 _FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
+_CELL = 8  # side of the cells, in pixels, whose pattern generators repeat that double a picture three times
+_GRID = 0.015  # what that pattern has at most, on [0, 1]
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
 
@@ -169,6 +180,19 @@ def change_mask(before: Tensor, after: Tensor) -> Tensor:
 def _difference(photo: Tensor, drawn: Tensor) -> Tensor:
     """Of blurred pictures ``(B, 3, S, S)``, the largest of the channels' absolute differences: ``(B, 1, s, s)``."""
     return _blur(_small(photo - drawn), 3).abs().amax(1, keepdim=True)
+
+
+def _ungridded(difference: Tensor) -> Tensor:
+    """A difference of pictures ``(3, S, S)`` without what repeats in each of its cells, the generator's upsampling."""
+    if difference.shape[-1] % _CELL or difference.shape[-2] % _CELL:
+        return difference
+    light = difference.mean(0)[None, None]
+    smooth = F.interpolate(F.avg_pool2d(light, _CELL), light.shape[-2:], mode="bilinear", align_corners=False)
+    phases = F.pixel_unshuffle(light - smooth, _CELL)
+    # What is stronger than a grid is none: edges and frames would leave their echo.
+    grid = ((phases.abs() < 2 * _GRID).all(1, True)).float()
+    phases = _blur(phases.clamp(-_GRID, _GRID) * grid, 5) / _blur(grid, 5).clamp_min(0.5)
+    return difference - F.pixel_shuffle(phases - phases.mean(1, True), _CELL)[0]
 
 
 def _structure(before: Tensor, after: Tensor) -> Tensor:
@@ -293,9 +317,12 @@ def _look(
     if skin is not None:
         # Without holes, which are spots of light or shade.
         visible = _narrowed(_widened(smoothstep(_resized(skin[None, None], change), *_BARE_SKIN), 5), 5)
-        covered = _blur(1 - visible, 2) * torch.maximum(_upper(size), 1 - _blur(_widened(face, _BEARD), 4))
+        hidden = _blur(1 - visible, 2)
+        covered = hidden * torch.maximum(_upper(size), 1 - _blur(_widened(face, _BEARD), 4))
         # But for glasses near the eyes, and for a fringe.
         covered = covered * (1 - lens * glasses) * (1 - fringe * whole * bare)
+        if unlike is not None:
+            covered = torch.maximum(covered, hidden * _blur(_widened(smoothstep(unlike, *_STRANGE), 2), 2))
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
         within=within, whole=whole, side=_side(face),
@@ -429,7 +456,7 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
     """Eyes and a mouth that stay what they are: how the light on them changes, in parts of the photograph,
     ``(1, 1, s, s)``, and where, ``(1, 1, s, s)`` in [0, 1]."""
     s = edit.change.shape[-1]
-    light, where = torch.ones(1, 1, s, s), torch.zeros(1, 1, s, s)
+    light, where = torch.ones(1, 3, s, s), torch.zeros(1, 1, s, s)
     openings = []
     for eye in () if eyes is None else eyes:
         inside = _filled([eye], s)
@@ -438,7 +465,13 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
     if mouth is not None:
         inside = _filled([mouth], s)
         same = smoothstep(_mean(edit.structure, inside) + _SPEECHLESS * edit.whole, *_TEETH)
-        openings.append((inside, 1, same * smoothstep(inside.mean(), *_OPEN)))
+        wide = smoothstep(inside.mean(), *_OPEN)
+        openings.append((inside, 1, same * wide))
+        # Lips as well under an edit of face and hair that is none of mouths: in the colour that the edit gives them.
+        lips = _blur(_widened(inside, 6), 2)
+        shut = smoothstep(_mean(edit.structure, lips), *_LIPS) * (1 - smoothstep(_mean(edit.change, lips) / edit.within, *_SPOKEN))
+        light = light.lerp((_colour(edit.after, lips) / _colour(edit.before, lips).clamp_min(0.02)).clamp(*_LIGHT), lips)
+        where = _KEPT * lips * smoothstep(edit.whole, *_ALL) * shut * (1 - wide * (1 - same)) * (1 - edit.lens)
     for inside, rim, kept in openings:
         around = _widened(inside, 5) - _widened(inside, 1)
         # Its brightness, for the colour may be that of lipstick or of a beard.
@@ -448,6 +481,23 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
         light = light.lerp((ratio[0] / ratio[1]).clamp(*_LIGHT), part)
         where = torch.maximum(where, part * kept * (1 - edit.lens))
     return light - 1, where
+
+
+def _warmed(pixels: Tensor, photo: Tensor, lips: Tensor) -> Tensor:
+    """An edited picture ``(3, S, S)`` whose teeth are not colder than the light on the photograph's mouth lets them be.
+    ``photo`` and ``lips``, ``(1, C, s, s)``, are small."""
+    red, others = photo.split((1, 2), 1)
+    # How much green or blue exceed red; of warm light less, for teeth are paler than skin and lips, and rather yellow.
+    around = (others.amax(1, True) - red)[lips > 0.5]
+    if not len(around):  # a mouth beside the picture
+        return pixels
+    coldest = around.quantile(0.9)
+    allowed = coldest if coldest > 0 else coldest * torch.tensor([0.15, 0.5]).to(pixels)[:, None, None]
+    # What is as bright as that, so that no stubble loses its colour.
+    bright = smoothstep(pixels.mean(0, True) / _colour(photo, lips).mean(), *_TOOTH)
+    excess = (pixels[1:] - pixels[:1] - allowed).clamp_min(0) * bright * _resized(lips, pixels)[0]
+    light = excess.sum(0, True) / 3  # brightness stays
+    return torch.cat((pixels[:1], pixels[1:] - excess)) + light
 
 
 def _added(edit: _Edit) -> Tensor:
@@ -514,19 +564,18 @@ def compose(
         return _resized(x, crop)[0]
 
     edit = _look(crop, before, after, drawn, outline, person, eyes, skin)
+    lips = None if mouth is None else _lips(mouth, edit.change.shape[-1])
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
     seen = _blur(_widened(smoothstep(edit.change, *_SHOW), 4), 3)
     trust = _trust(edit)
     shown = full(seen * trust * (1 - edit.covered))
     replaced = _blur(_widened(smoothstep(edit.change, *_REPLACE), 3), 2)
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
-    difference = after - before
+    difference = _ungridded(after - before)
     if emphasis:
         # Not of its colours, which between lips and teeth would be none that either has; and not where it takes away a mouth
         # or glasses, for more than the difference would leave their lines in light.
-        gone = edit.lens
-        if mouth is not None:
-            gone = torch.maximum(gone, _lips(mouth, edit.change.shape[-1]))
+        gone = edit.lens if lips is None else torch.maximum(edit.lens, lips)
         where = edit.face * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
         difference = difference + emphasis * full(where) * difference.mean(0, True)
     change = shown * (difference - full(replaced) * detail)
@@ -545,4 +594,7 @@ def compose(
     if reach is not None:
         reach = full(reach)
         change, shown = reach * change, reach * shown
-    return (crop + change).clamp(0, 1), shown[0]
+    edited = crop + change
+    if lips is not None:
+        edited = edited.lerp(_warmed(edited, edit.photo, lips), shown)
+    return edited.clamp(0, 1), shown[0]

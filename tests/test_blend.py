@@ -63,6 +63,21 @@ def test_a_moderate_change_is_added_to_the_photograph():
     torch.testing.assert_close(edited[:, core], crop[:, core] + 0.055, rtol=0, atol=1e-3)
 
 
+def test_the_grid_of_upsampling_is_not_pasted():
+    """A pattern that all cells of 8 x 8 pixels have; the edges of an edit leave no echo."""
+    crop = smooth(512, 0) + grain(512)
+    cell = torch.rand(8, 8, generator=torch.Generator().manual_seed(3)) - 0.5
+    grid = 0.02 * (cell - cell.mean()).tile(64, 64)
+    line = torch.zeros(512, 512)
+    line[256:260] = 0.3
+    edited, _ = compose(crop, crop, crop + 0.055 + grid - line)
+    left = (edited - crop - 0.055)[:, 40:210, 40:-40]
+    assert left.std() < 0.12 * grid.std()
+    without, _ = compose(crop, crop, crop + 0.055 - line)
+    torch.testing.assert_close(edited[:, 40:-40, 40:-40], without[:, 40:-40, 40:-40], rtol=0, atol=0.002)
+    assert (without - crop - 0.055)[:, 40:210, 40:-40].abs().max() < 0.001
+
+
 @pytest.mark.parametrize("size", [256, 512])
 def test_a_strong_change_replaces_the_detail_and_keeps_the_colours(size):
     # The photograph is the reconstruction in another light, with grain of its own.
@@ -422,15 +437,67 @@ def test_eyes_and_open_mouths_stay_the_photographs_where_the_edit_leaves_them_wh
     torch.testing.assert_close((edited - crop)[cheek], torch.full_like(crop[cheek], 0.1), rtol=0, atol=0.01)
 
 
-def test_a_closed_mouth_follows_the_edit():
+def test_a_closed_mouth_follows_an_edit_of_the_face():
     crop, parts, eyes, _ = opened()
     thin = box(0.4, 0.64, 0.6, 0.648)
-    line = torch.zeros(256, 256)
-    line[164:166, 102:154] = 0.3
-    after = crop - line * 0.5 + 0.1
+    line, face = torch.zeros(256, 256), torch.zeros(256, 256)
+    line[164:166, 102:154], face[77:230, 52:204] = 0.3, 0.1
+    after = crop - line * 0.5 + face
     crop = crop - line
     edited, _ = compose(crop, crop, after, crop, box(0.2, 0.3, 0.8, 0.9), None, eyes, thin)
     torch.testing.assert_close(edited[:, 164:166, 110:146], after[:, 164:166, 110:146], rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(("lips", "mouths", "kept"), [(0.3, 0.1, True), (-1.0, 0.1, False), (0.3, 0.25, False)])
+def test_lips_stay_under_an_edit_of_face_and_hair(lips, mouths, kept):
+    """Smeared, they have the colour that the edit gives them and their own detail; not other lips, nor if it is the
+    mouth that changes most."""
+    crop, parts, eyes, _ = opened()
+    thin = box(0.4, 0.64, 0.6, 0.648)
+    mouth = torch.zeros(256, 256)
+    mouth[150:180, 90:166] = 1.0
+    detail = mouth * strands(256, 0.15)
+    before = crop * 0.6 + 0.15
+    after = before + torch.tensor([0.04, 0.1, 0.16])[:, None, None] + (mouths - 0.1) * mouth + lips * detail
+    before = before + detail
+    edited, mask = compose(before, before, after, before, box(0.2, 0.3, 0.8, 0.9), None, eyes, thin)
+    inner = (slice(None), slice(160, 170), slice(104, 152))
+    assert mask[inner[1:]].min() > 0.95
+    texture = detail[inner] - detail[inner].mean()
+    contrast = (edited[inner] * texture).sum() / (before[inner] * texture).sum()
+    assert 0.75 < contrast < 1.3 if kept else contrast < 0.6
+    change = (edited - before)[inner].mean((1, 2))
+    assert change[0] < change[1] < change[2], "in the edit's colour"
+
+
+@pytest.mark.parametrize(("light", "colour", "wanted"), [
+    ((0.6, 0.45, 0.35), (0.7, 0.8, 0.85), "warm"),  # blue teeth under warm light
+    ((0.6, 0.45, 0.35), (0.85, 0.8, 0.7), "same"),
+    ((0.6, 0.45, 0.35), (0.25, 0.3, 0.35), "same"),  # stubble
+    ((0.5, 0.55, 0.6), (0.75, 0.8, 0.85), "same"),  # blue light
+])  # fmt: skip
+def test_new_teeth_are_no_colder_than_the_light(light, colour, wanted):
+    _, parts, eyes, _ = opened()
+    light, colour = (torch.tensor(x)[:, None, None] for x in (light, colour))
+    crop = light.expand(3, 256, 256) + grain(256, 0.01)
+    teeth = torch.zeros(256, 256)
+    teeth[160:172, 104:152] = 1.0
+    after = torch.where(teeth > 0, colour, crop)
+    edited, _ = compose(crop, crop, after, crop, box(0.2, 0.3, 0.8, 0.9), None, eyes, box(0.4, 0.64, 0.6, 0.648))
+    found = edited[:, 163:169, 110:146].mean((1, 2))
+    if wanted == "same":
+        torch.testing.assert_close(found, colour.flatten(), rtol=0, atol=0.02)
+    else:
+        assert found[0] >= found[1] >= found[2], "rather yellow than blue"
+        assert abs(found.mean() - colour.mean()) < 0.02, "as bright"
+
+
+def test_a_mouth_beside_the_picture_is_none():
+    crop = smooth(256, 0)
+    beside = box(1.4, 1.6, 1.6, 1.7)
+    found, _ = compose(crop, crop, crop + 0.2, crop, box(0.2, 0.3, 0.8, 0.9), mouth=beside)
+    wanted, _ = compose(crop, crop, crop + 0.2, crop, box(0.2, 0.3, 0.8, 0.9))
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("everything", [True, False])
@@ -554,6 +621,17 @@ def test_what_lies_over_a_face_stays(rows, columns, shown):
     torch.testing.assert_close(edited[:, 140:170, 150:190], (crop + 0.1)[:, 140:170, 150:190], rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize(("unlike", "shown"), [(0.05, True), (0.4, False)])
+def test_what_the_style_branch_did_not_draw_is_not_edited_below_the_mouth_either(unlike, shown):
+    """A scarf or a lock, not a beard."""
+    crop, where = smooth(256, 0), torch.zeros(256, 256)
+    where[180:212, 90:150] = 1.0
+    _, mask = compose(crop, crop, crop + 0.1, crop - unlike * where, box(0.2, 0.2, 0.8, 0.9), skin=1.0 - where)
+    core = mask[188:204, 98:142]
+    assert core.min() > 0.9 if shown else core.max() < 0.05
+    assert mask[140:165, 150:190].min() > 0.95, "beside it the face changes"
+
+
 @pytest.mark.parametrize(("around_eyes", "elsewhere", "shown"), [
     (-0.2, 0.02, True),  # glasses
     (0.0, 0.1, False),
@@ -600,7 +678,9 @@ def test_a_mouth_that_is_taken_away_is_not_emphasised(old, new, emphasised):
     crop, parts, eyes, mouth = opened()
     lips = torch.zeros(256, 256)
     lips[parts[2][1].start - 12 : parts[2][1].stop + 12, parts[2][2].start - 12 : parts[2][2].stop + 12] = 1.0
-    before, after = crop + lips * strands(256, old), crop + 0.1 + lips * strands(256, new)
+    skin = torch.zeros(256, 256)
+    skin[77:230, 52:204] = 0.1  # of the face alone, or the same lips would stay
+    before, after = crop + lips * strands(256, old), crop + skin + lips * strands(256, new)
     face = box(0.2, 0.3, 0.8, 0.9)
     plain, stronger = (compose(before, before, after, before, face, None, eyes, mouth, emphasis=x)[0] for x in (0.0, 0.25))
     upper_lip = (slice(None), slice(parts[2][1].start - 3, parts[2][1].start), parts[2][2])
