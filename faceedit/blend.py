@@ -11,18 +11,20 @@ changes what is beside the face, and not its colours alone, has moved a silhouet
 the same. An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed,
 but where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
 forehead, too, as far as no hair is in its way. Content that is fused into an edit holds it back, and so its change of
-brightness may be emphasised within the face. What is known to lie over the face and be no skin, as hair and hats are, no
-edit shows through but new glasses, which go over it. Where the person is known, an edit that is one of hair first may change
+brightness may be emphasised within the face and in hair. What is known to lie over the face and be no skin, as hair
+and hats are, no edit shows through but new glasses, which go over it, and neither does below the mouth what the style
+branch did not draw. Where the person is known, an edit that is one of hair first may change
 its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
 photograph's own is multiplied by, as far as each of its pixels is hair and not skin or background, so that every strand
 stays. A factor cannot move a silhouette, and so it shows where the edit's own picture may not; where that picture gets
-brighter or darker than hair does elsewhere, hair has gone, and takes the factor of the rest. In the midst of hair that
-the style branch drew as it is, the edit's own strands show. Eyes stay the photograph's own where the edit leaves them
-what they are, for generators wash them out, and so does what an open mouth shows, the more so after an edit of face and
-hair; only the brightness of the light on them follows the edit. Lips stay under such an edit, too, if it leaves the mouth
-what it is, in the colour that it gives them. New teeth are no colder than the light on the mouth was.
+brighter or darker than hair does elsewhere, hair has gone, and takes the factor of the rest. In the midst of hair whose
+strands the edit leaves, its own change is added to them, but not more of it than hair changes elsewhere. Eyes stay the
+photograph's own where the edit leaves them what they are, for generators wash them out, and so does what an open mouth
+shows, the more so after an edit of face and hair; only the brightness of the light on them follows the edit. Lips stay
+under such an edit, too, if it leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than
+the light on the mouth was.
 
 The grid that a generator's upsampling leaves in its pictures is taken from what they change.
 """
@@ -76,9 +78,12 @@ _AREA = (0.5, 0.8)  # share of pixels with skin's colour: highlights of hair, sk
 _HAIRY = (0.45, 0.75)  # where between skin's colour and hair's a pixel lies: skin, hair
 _OPAQUE = (0.2, 0.7)  # where between the background's colour and hair's a pixel lies: background, hair
 _GLOSS = 1.5  # how much brighter than hair around what gets brighter with it is at most
-_EDGE = 12  # how far from its edge hair is at least, in pixels, to be in the midst of it
-_HATLESS = (0.6, 0.8)  # share of what is beside the face that the style branch drew in its colour: a hat or a scarf, hair
-_DRAWN = (0.06, 0.15)  # local difference of photograph and style branch: the same hair, another's
+_EDGE = 8  # how far from its edge hair is at least, in pixels, to be in the midst of it
+_HATLESS = (0.45, 0.62)  # share of what is beside the face that the style branch drew in its colour: a hat or a scarf, hair
+_DRAWN = (0.22, 0.38)  # local difference of photograph and style branch: hair, clothes and what else is around it
+_STRANDS = (0.5, 0.8)  # local structure of the pictures before and after in the midst of hair: others, the same
+_LIVELY = 2.0  # how much more the change of hair is emphasised than that of the face
+_EXCESS = 1.5  # how much more hair changes somewhere than all of it, at most
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
@@ -88,7 +93,7 @@ _FAINT = 0.004  # mean difference of pixels from their surroundings that counts 
 _ADDS = (0.4, 0.7)  # how much detail there is after an edit, in that before: something is taken away, put there
 _ALL = (0.3, 0.5)  # how far an edit is one of what is around the face as well: it is not, it is
 _LIPS = (0.65, 0.73)  # mean structure there of the pictures before and after: another mouth, the same
-_KEPT = 0.75  # how far such lips stay
+_KEPT = 0.6  # how far such lips stay
 _SPOKEN = (1.3, 1.4)  # an edit's mean difference on the lips, in that within the face: of all of it, of mouths
 _SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
@@ -351,10 +356,14 @@ def _trust(edit: _Edit) -> Tensor:
             hair = smoothstep(_blur(edit.structure, 4), *_COLOUR) * (1 - _blur(smoothstep(unlike, *_OTHER), 8))
             hair = hair * smoothstep(_mean(change, (1 - edit.near) * edit.person) / edit.within, *_HAIR)
             hair = torch.maximum(hair, edit.fringe * whole * edit.bare)
-    hat = edit.fringe * whole * (1 - edit.bare)
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(edit.near, 4), whole), face), forehead * whole)
-    return torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - hat)
+    return torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - _hat(edit))
+
+
+def _hat(edit: _Edit) -> Tensor:
+    """Where a hat seems to be, ``(1, 1, s, s)``: an edit of hair that falls over the forehead finds no forehead."""
+    return edit.fringe * edit.whole * (1 - edit.bare)
 
 
 def _side(face: Tensor) -> Tensor:
@@ -368,11 +377,20 @@ def _upper(size: int) -> Tensor:
     return 1 - smoothstep(height, *_MOUTH)
 
 
+class _Hair(NamedTuple):
+    """How an edit changes hair: maps of the sizes f, which is finer, and s."""
+
+    parts: Tensor  # in parts of the photograph, (1, 3, f, f)
+    where: Tensor  # where it is this that changes, (1, 1, f, f) in [0, 1]
+    sure: Tensor  # how far it does so where the edit itself is not believed, (1, 1, f, f)
+    midst: Tensor  # where the edit's own change shows, (1, 1, s, s) in [0, 1]
+    excess: Tensor  # how much of that is none of hair, (1, 3, s, s)
+
+
 def _hair(
     edit: _Edit, trust: Tensor, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How an edit changes hair: in parts of the photograph, ``(1, 3, f, f)``, where it is this that changes,
-    ``(1, 1, f, f)`` in [0, 1], and how far it does so where the edit itself is not believed, ``(1, 1, f, f)``.
+) -> _Hair:  # fmt: skip
+    """How an edit changes hair.
 
     Hair's colours before and after are means over what has the same strands in both pictures: around where the edit is
     believed, and else over all of it, as other strands or background may come there. What their ratio is, the
@@ -390,7 +408,7 @@ def _hair(
         share = _blur(part, radius)
         return _blur(x * part, radius) / share.clamp_min(1e-4), share
 
-    part = _narrowed(person, 6) * (1 - _widened(edit.face, 4))
+    part = _narrowed(person, 6) * (1 - _widened(edit.face, 4)) * (1 - edit.forehead)
     hair, there = mean(edit.photo, part, 12)
     above = _upper(s)
     same = part * smoothstep(edit.structure, *_ALIKE)
@@ -426,17 +444,22 @@ def _hair(
         broad = torch.tensor([_BROAD, 1]) * (eyes - eyes.mean(1, True)) + eyes.mean(1, True)
         brows = _blur(_widened(sum(raised(eye, _BROW, s) for eye in broad).clamp_max(1), 4), 2)
         rim = rim * (1 - brows * smoothstep(_blur(_small(bare), 8), *_SKINNY))
-    # In the midst of hair that the style branch drew nothing can shine through, and the edit's own strands may show.
-    midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * (1 - core)
-    midst = midst * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8)) * trust * usual * (1 - edit.covered)
+    drawn = 1 - smoothstep(edit.unlike, *_OTHER)
+    hatless = smoothstep(_mean(drawn, upper), *_HATLESS) * (1 - _hat(edit).amax())
+    # In the midst of hair whose strands the edit leaves nothing can shine through, and its own change may show: but no more
+    # of it than hair changes elsewhere, for that would be skin or background.
+    midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * (1 - core) * _narrowed(usual, 3) * hatless
+    midst = midst * smoothstep(_blur(edit.structure, 4), *_STRANDS) * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8))
+    midst = midst * torch.maximum(above, trust) * edit.recolours
+    most, low = _EXCESS * (new - old), _blur(edit.after - edit.before, 8)
+    excess = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
     where = (fine(1 - core) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
     # A factor moves no silhouette: it may show where the edit's own picture may not, if this is hair and no hat, no skin
     # and no neck.
-    drawn = 1 - smoothstep(edit.unlike, *_OTHER)
-    hatless = smoothstep(_mean(drawn, upper), *_HATLESS)
     sure = fine(_blur(drawn * _narrowed(person, 4), 4) * above) * hatless * apart * hairy
+    sure = torch.maximum(sure, fine(_narrowed(_widened(midst * above, 8), 8)))
     where = where * fine(smoothstep(there, *_COLOURED)) * smoothstep(upper.mean(), *_COLOURED) * edit.recolours
-    return changed / pixels.clamp_min(0.01), where, sure
+    return _Hair(changed / pixels.clamp_min(0.01), where, sure, midst, excess)
 
 
 def _tone(before: Tensor, after: Tensor) -> Tensor:
@@ -469,9 +492,10 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
         openings.append((inside, 1, same * wide))
         # Lips as well under an edit of face and hair that is none of mouths: in the colour that the edit gives them.
         lips = _blur(_widened(inside, 6), 2)
-        shut = smoothstep(_mean(edit.structure, lips), *_LIPS) * (1 - smoothstep(_mean(edit.change, lips) / edit.within, *_SPOKEN))
+        same_lips = smoothstep(_mean(edit.structure, lips), *_LIPS)
+        silent = 1 - smoothstep(_mean(edit.change, lips) / edit.within, *_SPOKEN)
         light = light.lerp((_colour(edit.after, lips) / _colour(edit.before, lips).clamp_min(0.02)).clamp(*_LIGHT), lips)
-        where = _KEPT * lips * smoothstep(edit.whole, *_ALL) * shut * (1 - wide * (1 - same)) * (1 - edit.lens)
+        where = _KEPT * lips * same_lips * silent * smoothstep(edit.whole, *_ALL) * (1 - wide * (1 - same)) * (1 - edit.lens)
     for inside, rim, kept in openings:
         around = _widened(inside, 5) - _widened(inside, 1)
         # Its brightness, for the colour may be that of lipstick or of a beard.
@@ -552,8 +576,8 @@ def compose(
         mouth: ``(N, 2)``, the same of what is seen between the lips.
         skin: ``(P, P)`` in [0, 1], where the face is bare, with eyes, brows and mouth: what lies over it, above the
             mouth, stays. None where it is not known.
-        emphasis: What is added, in the face, of the edit's change of brightness: content that is fused into an edit
-            holds it back.
+        emphasis: What is added, in the face and more so in hair, of the edit's change of brightness: content that is
+            fused into an edit holds it back.
 
     Returns:
         The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
@@ -568,26 +592,33 @@ def compose(
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
     seen = _blur(_widened(smoothstep(edit.change, *_SHOW), 4), 3)
     trust = _trust(edit)
-    shown = full(seen * trust * (1 - edit.covered))
+    believed = trust * (1 - edit.covered)
     replaced = _blur(_widened(smoothstep(edit.change, *_REPLACE), 3), 2)
+    hair, emphasised = None, edit.face
+    if edit.unlike is not None and edit.person is not None and outline is not None and edit.recolours > _SLIGHT:
+        hair = _hair(edit, trust, crop, outline, edit.person, eyes)
+        believed, emphasised = torch.maximum(believed, hair.midst), torch.maximum(emphasised, _LIVELY * hair.midst)
+        replaced = replaced * (1 - hair.midst)
+    shown = full(seen * believed)
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = _ungridded(after - before)
+    if hair is not None:
+        difference = difference - full(hair.excess)
     if emphasis:
         # Not of its colours, which between lips and teeth would be none that either has; and not where it takes away a mouth
         # or glasses, for more than the difference would leave their lines in light.
         gone = edit.lens if lips is None else torch.maximum(edit.lens, lips)
-        where = edit.face * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
+        where = emphasised * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
         difference = difference + emphasis * full(where) * difference.mean(0, True)
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else _blur(edit.person, 2)
-    if edit.unlike is not None and edit.person is not None and outline is not None and edit.recolours > _SLIGHT:
-        parts, hair, sure = _hair(edit, trust, crop, outline, edit.person, eyes)
+    if hair is not None:
         # Hair may change up to its last strands, for the background between them does not.
-        reach, farther = (_resized(x, hair) for x in (reach, _blur(_widened(edit.person, 3), 2)))
-        reach = reach.lerp(farther, hair)
-        hair, tinted = full(hair), torch.maximum(full(seen * trust), full(_resized(seen, sure) * sure))
-        change = change.lerp(tinted * full(parts) * crop, hair)
-        shown = shown.lerp(tinted, hair)
+        reach, farther = (_resized(x, hair.where) for x in (reach, _blur(_widened(edit.person, 3), 2)))
+        reach = reach.lerp(farther, hair.where)
+        where, tinted = full(hair.where), torch.maximum(full(seen * trust), full(_resized(seen, hair.sure) * hair.sure))
+        change = change.lerp(tinted * full(hair.parts) * crop, where)
+        shown = shown.lerp(tinted, where)
     if drawn is not None and (eyes is not None or mouth is not None):
         parts, where = (full(x) for x in _openings(edit, eyes, mouth))
         change = change.lerp(shown * parts * crop, where)
