@@ -292,6 +292,7 @@ class _Edit(NamedTuple):
     bare: Tensor  # how far the forehead is one, and not a hat
     lens: Tensor  # how far it is one of what is around the eyes, as glasses are
     recolours: Tensor  # how far it is one of hair as well, but not of a fringe that grows or goes
+    hidden: Tensor | None  # what is no bare skin
     covered: Tensor  # where, above the mouth, hair or a hat is that it may not show through; 0 where that is not known
 
 
@@ -318,7 +319,7 @@ def _look(
         below = _mean(change, face * (1 - _upper(size)))
         lens = smoothstep(_mean(change, _widened(inside, 8) - inside) / below - _WORN * whole, *_LENS)
         glasses = _blur(_widened(inside, _FRAMES), 4)
-    covered = torch.zeros(())
+    covered, hidden = torch.zeros(()), None
     if skin is not None:
         # Without holes, which are spots of light or shade.
         visible = _narrowed(_widened(smoothstep(_resized(skin[None, None], change), *_BARE_SKIN), 5), 5)
@@ -334,7 +335,7 @@ def _look(
         forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
         person=None if person is None else _resized(person[None, None], change), unlike=unlike, fringe=fringe, bare=bare,
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens,
-        covered=covered,
+        hidden=hidden, covered=covered,
     )  # fmt: skip
 
 
@@ -413,7 +414,8 @@ def _hair(
     above = _upper(s)
     same = part * smoothstep(edit.structure, *_ALIKE)
     colours, known = mean(torch.cat((edit.before, edit.after), 1), same, 12)
-    core = torch.maximum(_blur(_widened(edit.face, 5), 3), edit.forehead)
+    inner = _blur(_widened(edit.face, 5), 3)
+    core = torch.maximum(inner, edit.forehead)
     upper = same * above
     wide = [_colour(picture, upper) for picture in (edit.before, edit.after)]
     odd = (_tone(_blur(edit.before, 4), _blur(edit.after, 4)) / _tone(*wide)).log().abs()
@@ -448,9 +450,9 @@ def _hair(
     hatless = smoothstep(_mean(drawn, upper), *_HATLESS) * (1 - _hat(edit).amax())
     # In the midst of hair whose strands the edit leaves nothing can shine through, and its own change may show: but no more
     # of it than hair changes elsewhere, for that would be skin or background.
-    midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * (1 - core) * _narrowed(usual, 3) * hatless
+    midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * _narrowed(usual, 3) * hatless * edit.recolours
     midst = midst * smoothstep(_blur(edit.structure, 4), *_STRANDS) * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8))
-    midst = midst * torch.maximum(above, trust) * edit.recolours
+    midst = midst * torch.maximum(above, trust) * (1 - core if edit.hidden is None else (1 - inner) * edit.hidden)
     most, low = _EXCESS * (new - old), _blur(edit.after - edit.before, 8)
     excess = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
     where = (fine(1 - core) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)

@@ -299,6 +299,19 @@ def test_hair_keeps_its_strands_when_its_colour_changes():
     torch.testing.assert_close(edited[midst], crop[midst] + 0.2, rtol=0, atol=0.01)
 
 
+def test_hair_does_not_grow_on_bare_skin():
+    """Above the forehead as well, if it is known to be bare."""
+    crop, hair, skin, head, outline = haired()
+    scalp = torch.zeros(256, 256)
+    scalp[30:60, 100:156] = 1.0
+    crop = torch.where(scalp > 0, torch.tensor([0.7, 0.55, 0.45])[:, None, None], crop)
+    after, drawn = crop + 0.25 * hair + 0.07 * skin, crop - 0.2 * scalp
+    plain, bare = (compose(crop, crop, after, drawn, outline, head, skin=x)[0] for x in (skin, (skin + scalp).clamp_max(1)))
+    inside = (slice(None), slice(38, 52), slice(110, 146))
+    assert (plain - crop)[inside].mean() > 0.2
+    assert (bare - crop)[inside].mean() < 0.4 * (plain - crop)[inside].mean()
+
+
 def test_hair_changes_nowhere_much_more_than_elsewhere():
     """What does is skin that comes there, or background."""
     crop, hair, skin, head, outline = haired()
