@@ -82,8 +82,9 @@ _EDGE = 8  # how far from its edge hair is at least, in pixels, to be in the mid
 _HATLESS = (0.45, 0.62)  # share of what is beside the face that the style branch drew in its colour: a hat or a scarf, hair
 _DRAWN = (0.22, 0.38)  # local difference of photograph and style branch: hair, clothes and what else is around it
 _STRANDS = (0.5, 0.8)  # local structure of the pictures before and after in the midst of hair: others, the same
+_PALER = (1.0, 1.15)  # what the brightness of hair is multiplied by: it gets darker, paler
 _LIVELY = 2.0  # how much more the change of hair is emphasised than that of the face
-_EXCESS = 1.5  # how much more hair changes somewhere than all of it, at most
+_EXCESS = 1.1  # how much more hair changes somewhere than all of it, at most
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
@@ -326,9 +327,10 @@ def _look(
         hidden = _blur(1 - visible, 2)
         covered = hidden * torch.maximum(_upper(size), 1 - _blur(_widened(face, _BEARD), 4))
         # But for glasses near the eyes, and for a fringe.
-        covered = covered * (1 - lens * glasses) * (1 - fringe * whole * bare)
+        covered = covered * (1 - lens * glasses)
         if unlike is not None:
             covered = torch.maximum(covered, hidden * _blur(_widened(smoothstep(unlike, *_STRANGE), 2), 2))
+        covered = covered * (1 - fringe * whole * bare)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
         within=within, whole=whole, side=_side(face),
@@ -452,10 +454,12 @@ def _hair(
     # of it than hair changes elsewhere, for that would be skin or background.
     midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * _narrowed(usual, 3) * hatless * edit.recolours
     midst = midst * smoothstep(_blur(edit.structure, 4), *_STRANDS) * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8))
+    midst = midst * smoothstep(_tone(*wide), *_PALER) * (1 - edit.fringe * edit.whole * edit.bare)
     midst = midst * torch.maximum(above, trust) * (1 - core if edit.hidden is None else (1 - inner) * edit.hidden)
     most, low = _EXCESS * (new - old), _blur(edit.after - edit.before, 8)
     excess = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
-    where = (fine(1 - core) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
+    around = 1 - core if edit.hidden is None else (1 - core) * edit.hidden
+    where = (fine(around) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
     # A factor moves no silhouette: it may show where the edit's own picture may not, if this is hair and no hat, no skin
     # and no neck.
     sure = fine(_blur(drawn * _narrowed(person, 4), 4) * above) * hatless * apart * hairy
