@@ -20,7 +20,8 @@ Colour is all that changes of hair where the person is known: what the edit make
 photograph's own is multiplied by, as far as each of its pixels is hair and not skin or background, so that every strand
 stays. A factor cannot move a silhouette, and so it shows where the edit's own picture may not; where that picture gets
 brighter or darker than hair does elsewhere, hair has gone, and takes the factor of the rest. In the midst of hair whose
-strands the edit leaves, its own change is added to them, but not more of it than hair changes elsewhere. Eyes stay the
+strands the edit leaves and that gets paler, that is no factor but the edit's own change of the strands, as greying is,
+and as much as hair changes all over. Clothes are told from hair by their colour. Eyes stay the
 photograph's own where the edit leaves them what they are, for generators wash them out, and so does what an open mouth
 shows, the more so after an edit of face and hair; only the brightness of the light on them follows the edit. Lips stay
 under such an edit, too, if it leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than
@@ -83,8 +84,7 @@ _HATLESS = (0.45, 0.62)  # share of what is beside the face that the style branc
 _DRAWN = (0.22, 0.38)  # local difference of photograph and style branch: hair, clothes and what else is around it
 _STRANDS = (0.5, 0.8)  # local structure of the pictures before and after in the midst of hair: others, the same
 _PALER = (1.0, 1.15)  # what the brightness of hair is multiplied by: it gets darker, paler
-_LIVELY = 2.0  # how much more the change of hair is emphasised than that of the face
-_EXCESS = 1.1  # how much more hair changes somewhere than all of it, at most
+_CLOTHES = (0.15, 0.25)  # difference of the colours around, below the mouth, and of hair's: hair as well, something else
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
@@ -387,7 +387,7 @@ class _Hair(NamedTuple):
     where: Tensor  # where it is this that changes, (1, 1, f, f) in [0, 1]
     sure: Tensor  # how far it does so where the edit itself is not believed, (1, 1, f, f)
     midst: Tensor  # where the edit's own change shows, (1, 1, s, s) in [0, 1]
-    excess: Tensor  # how much of that is none of hair, (1, 3, s, s)
+    uneven: Tensor  # how much more that is than hair changes all over, (1, 3, s, s)
 
 
 def _hair(
@@ -428,7 +428,7 @@ def _hair(
     tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * smoothstep(tone, *_GREYED)
 
     behind, share = mean(edit.photo, 1 - _widened(person, 4), 12)
-    behind, hair = fine(behind), fine(hair)
+    own_colour, behind, hair = hair, fine(behind), fine(hair)
     through = 1 - smoothstep(_between(pixels, behind, hair)[0], *_OPAQUE)
     through = through * fine(smoothstep(share, *_THERE) * smoothstep(there, *_THERE))
     around, share = mean(edit.photo, part, 24)
@@ -450,22 +450,25 @@ def _hair(
         rim = rim * (1 - brows * smoothstep(_blur(_small(bare), 8), *_SKINNY))
     drawn = 1 - smoothstep(edit.unlike, *_OTHER)
     hatless = smoothstep(_mean(drawn, upper), *_HATLESS) * (1 - _hat(edit).amax())
-    # In the midst of hair whose strands the edit leaves nothing can shine through, and its own change may show: but no more
-    # of it than hair changes elsewhere, for that would be skin or background.
+    # In the midst of hair whose strands the edit leaves nothing can shine through, and its own change may show: of the
+    # strands, for more than they change all over would be patches.
     midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * _narrowed(usual, 3) * hatless * edit.recolours
     midst = midst * smoothstep(_blur(edit.structure, 4), *_STRANDS) * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8))
     midst = midst * smoothstep(_tone(*wide), *_PALER) * (1 - edit.fringe * edit.whole * edit.bare)
     midst = midst * torch.maximum(above, trust) * (1 - core if edit.hidden is None else (1 - inner) * edit.hidden)
-    most, low = _EXCESS * (new - old), _blur(edit.after - edit.before, 8)
-    excess = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
+    most, low = new - old, _blur(edit.after - edit.before, 4)
+    uneven = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
     around = 1 - core if edit.hidden is None else (1 - core) * edit.hidden
+    # Below the mouth what has another colour than hair is clothes.
+    clothes = smoothstep((own_colour - _colour(edit.photo, upper)).abs().amax(1, True), *_CLOTHES) * (1 - above)
+    around = around * (1 - clothes)
     where = (fine(around) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
     # A factor moves no silhouette: it may show where the edit's own picture may not, if this is hair and no hat, no skin
     # and no neck.
     sure = fine(_blur(drawn * _narrowed(person, 4), 4) * above) * hatless * apart * hairy
     sure = torch.maximum(sure, fine(_narrowed(_widened(midst * above, 8), 8)))
     where = where * fine(smoothstep(there, *_COLOURED)) * smoothstep(upper.mean(), *_COLOURED) * edit.recolours
-    return _Hair(changed / pixels.clamp_min(0.01), where, sure, midst, excess)
+    return _Hair(changed / pixels.clamp_min(0.01), where, sure, midst, uneven)
 
 
 def _tone(before: Tensor, after: Tensor) -> Tensor:
@@ -582,8 +585,8 @@ def compose(
         mouth: ``(N, 2)``, the same of what is seen between the lips.
         skin: ``(P, P)`` in [0, 1], where the face is bare, with eyes, brows and mouth: what lies over it, above the
             mouth, stays. None where it is not known.
-        emphasis: What is added, in the face and more so in hair, of the edit's change of brightness: content that is
-            fused into an edit holds it back.
+        emphasis: What is added, in the face and in hair, of the edit's change of brightness: content that is fused into
+            an edit holds it back.
 
     Returns:
         The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
@@ -603,13 +606,13 @@ def compose(
     hair, emphasised = None, edit.face
     if edit.unlike is not None and edit.person is not None and outline is not None and edit.recolours > _SLIGHT:
         hair = _hair(edit, trust, crop, outline, edit.person, eyes)
-        believed, emphasised = torch.maximum(believed, hair.midst), torch.maximum(emphasised, _LIVELY * hair.midst)
+        believed, emphasised = (torch.maximum(x, hair.midst) for x in (believed, emphasised))
         replaced = replaced * (1 - hair.midst)
     shown = full(seen * believed)
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = _ungridded(after - before)
     if hair is not None:
-        difference = difference - full(hair.excess)
+        difference = difference - full(hair.uneven)
     if emphasis:
         # Not of its colours, which between lips and teeth would be none that either has; and not where it takes away a mouth
         # or glasses, for more than the difference would leave their lines in light.
