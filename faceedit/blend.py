@@ -33,6 +33,7 @@ The grid that a generator's upsampling leaves in its pictures is taken from what
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -516,19 +517,26 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
     return light - 1, where
 
 
-def _warmed(pixels: Tensor, photo: Tensor, lips: Tensor) -> Tensor:
-    """An edited picture ``(3, S, S)`` whose teeth are not colder than the light on the photograph's mouth lets them be.
-    ``photo`` and ``lips``, ``(1, C, s, s)``, are small."""
+def _extent(part: Tensor, like: Tensor) -> tuple[slice, slice]:
+    """Rows and columns of a picture ``(3, S, S)`` that hold a part of it, a map ``(1, 1, s, s)`` that is not 0 everywhere."""
+    scale = like.shape[-1] / part.shape[-1]
+    held = [torch.nonzero(part[0, 0].amax(dim)).flatten().tolist() for dim in (1, 0)]
+    rows, columns = (slice(math.floor(line[0] * scale), math.ceil((line[-1] + 1) * scale)) for line in held)
+    return rows, columns
+
+
+def _warmed(pixels: Tensor, photo: Tensor, lips: Tensor, where: Tensor) -> Tensor:
+    """Edited pixels ``(3, H, W)`` of a mouth whose teeth are not colder than the light on it lets them be.
+
+    ``photo`` and ``lips``, ``(1, C, s, s)``, are small; ``where``, ``(1, H, W)`` in [0, 1], says where teeth may be.
+    """
     red, others = photo.split((1, 2), 1)
     # How much green or blue exceed red; of warm light less, for teeth are paler than skin and lips, and rather yellow.
-    around = (others.amax(1, True) - red)[lips > 0.5]
-    if not len(around):  # a mouth beside the picture
-        return pixels
-    coldest = around.quantile(0.9)
+    coldest = (others.amax(1, True) - red)[lips > 0.5].quantile(0.9)
     allowed = coldest if coldest > 0 else coldest * torch.tensor([0.15, 0.5]).to(pixels)[:, None, None]
     # What is as bright as that, so that no stubble loses its colour.
     bright = smoothstep(pixels.mean(0, True) / _colour(photo, lips).mean(), *_TOOTH)
-    excess = (pixels[1:] - pixels[:1] - allowed).clamp_min(0) * bright * _resized(lips, pixels)[0]
+    excess = (pixels[1:] - pixels[:1] - allowed).clamp_min(0) * bright * where
     light = excess.sum(0, True) / 3  # brightness stays
     return torch.cat((pixels[:1], pixels[1:] - excess)) + light
 
@@ -635,6 +643,7 @@ def compose(
         reach = full(reach)
         change, shown = reach * change, reach * shown
     edited = crop + change
-    if lips is not None:
-        edited = edited.lerp(_warmed(edited, edit.photo, lips), shown)
+    if lips is not None and lips.amax() > 0.5:  # not one beside the picture
+        mouth_box = (..., *_extent(lips, crop))
+        edited[mouth_box] = edited[mouth_box].lerp(_warmed(edited[mouth_box], edit.photo, lips, full(lips)[mouth_box]), shown[mouth_box])
     return edited.clamp(0, 1), shown[0]
