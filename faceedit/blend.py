@@ -108,7 +108,7 @@ _FINE = 512  # what is hair is told at this size, strand by strand
 _BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
 _STRANGE = (0.2, 0.3)  # local difference of photograph and style branch: a beard or what else it drew, what it did not
 _TOOTH = (0.9, 1.1)  # brightness near a mouth, in that of the photograph's: lips and stubble, teeth
-_BEARD = 10  # how far beyond the outline of a face beards grow, in pixels
+_BEARD = 4  # how far beyond the outline of a face beards grow, in pixels
 _FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
 _CELL = 8  # side of the cells, in pixels, whose pattern generators repeat that double a picture three times
 _GRID = 0.015  # what that pattern has at most, on [0, 1]
@@ -459,7 +459,9 @@ def _hair(
     midst = midst * torch.maximum(above, trust) * (1 - core if edit.hidden is None else (1 - inner) * edit.hidden)
     most, low = new - old, _blur(edit.after - edit.before, 4)
     uneven = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
-    around = 1 - core if edit.hidden is None else (1 - core) * edit.hidden
+    around = 1 - core
+    if edit.hidden is not None:  # or skin in the shade of hair would take its colour
+        around, rim = around * edit.hidden, rim * edit.hidden
     # Below the mouth what has another colour than hair is clothes.
     clothes = smoothstep((own_colour - _colour(edit.photo, upper)).abs().amax(1, True), *_CLOTHES) * (1 - above)
     around = around * (1 - clothes)
@@ -518,7 +520,7 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
 
 
 def _extent(part: Tensor, like: Tensor) -> tuple[slice, slice]:
-    """Rows and columns of a picture ``(3, S, S)`` that hold a part of it, a map ``(1, 1, s, s)`` that is not 0 everywhere."""
+    """Rows and columns of a picture ``(3, S, S)`` that hold a part of it, a map ``(1, 1, s, s)`` that is not all 0."""
     scale = like.shape[-1] / part.shape[-1]
     held = [torch.nonzero(part[0, 0].amax(dim)).flatten().tolist() for dim in (1, 0)]
     rows, columns = (slice(math.floor(line[0] * scale), math.ceil((line[-1] + 1) * scale)) for line in held)
@@ -643,7 +645,8 @@ def compose(
         reach = full(reach)
         change, shown = reach * change, reach * shown
     edited = crop + change
-    if lips is not None and lips.amax() > 0.5:  # not one beside the picture
+    if lips is not None and lips.amax() > 0.5:  # else it is beside the picture
         mouth_box = (..., *_extent(lips, crop))
-        edited[mouth_box] = edited[mouth_box].lerp(_warmed(edited[mouth_box], edit.photo, lips, full(lips)[mouth_box]), shown[mouth_box])
+        pixels = edited[mouth_box]
+        edited[mouth_box] = pixels.lerp(_warmed(pixels, edit.photo, lips, full(lips)[mouth_box]), shown[mouth_box])
     return edited.clamp(0, 1), shown[0]

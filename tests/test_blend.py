@@ -401,6 +401,18 @@ def test_hair_over_the_rim_of_a_face_changes_as_hair_does(over):
         torch.testing.assert_close((edited - crop)[part], (after - crop)[part], rtol=0, atol=0.01)
 
 
+def test_skin_in_the_shade_of_hair_is_none():
+    """Where the face is known to be bare."""
+    crop, hair, skin, head, outline = haired()
+    shade = (slice(None), slice(120, 150), slice(82, 92))
+    crop[shade] = torch.tensor([0.35, 0.27, 0.2])[:, None, None]
+    after = crop + 0.2 * hair + 0.07 * skin
+    part = (slice(None), slice(126, 144), slice(85, 89))
+    taken, bare = (compose(crop, crop, after, crop, outline, head, skin=x)[0][part] - crop[part] for x in (None, skin))
+    assert taken.mean() > 0.12
+    torch.testing.assert_close(bare, torch.full_like(bare, 0.07), rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize(("unlike", "shown"), [(0.115, True), (0.3, False)])
 def test_hair_is_tinted_where_the_edit_itself_would_leave_a_ghost(unlike, shown):
     """A factor moves no silhouette, so it shows although the style branch drew hair in other strands; on a hat it does not."""
