@@ -12,8 +12,8 @@ the same. An edit that is mostly one of the face, as a smile is, stays near it. 
 but where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
 forehead, too, as far as no hair is in its way. Content that is fused into an edit holds it back, and so its change of
 brightness may be emphasised within the face and in hair. What is known to lie over the face and be no skin, as hair
-and hats are, no edit shows through but new glasses, which go over it, and neither does below the mouth what the style
-branch did not draw. Where the person is known, an edit that is one of hair first may change
+and hats are, no edit shows through but new glasses, which go over it; below the mouth, where beards are, only what the
+style branch did not draw, as scarves. Where the person is known, an edit that is one of hair first may change
 its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
@@ -295,7 +295,7 @@ class _Edit(NamedTuple):
     lens: Tensor  # how far it is one of what is around the eyes, as glasses are
     recolours: Tensor  # how far it is one of hair as well, but not of a fringe that grows or goes
     hidden: Tensor | None  # what is no bare skin
-    covered: Tensor  # where, above the mouth, hair or a hat is that it may not show through; 0 where that is not known
+    covered: Tensor  # where hair, a hat or a scarf is that it may not show through; 0 where that is not known
 
 
 def _look(
