@@ -21,11 +21,10 @@ photograph's own is multiplied by, as far as each of its pixels is hair and not 
 stays. A factor cannot move a silhouette, and so it shows where the edit's own picture may not; where that picture gets
 brighter or darker than hair does elsewhere, hair has gone, and takes the factor of the rest. In the midst of hair whose
 strands the edit leaves and that gets paler, that is no factor but the edit's own change of the strands, as greying is,
-and as much as hair changes all over. Clothes are told from hair by their colour. Eyes stay the
-photograph's own where the edit leaves them what they are, for generators wash them out, and so does what an open mouth
-shows, the more so after an edit of face and hair; only the brightness of the light on them follows the edit. Lips stay
-under such an edit, too, if it leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than
-the light on the mouth was.
+and as much as hair changes all over. Clothes are told from hair by their colour. Eyes stay the photograph's own where the
+edit leaves them what they are, for generators wash them out, and so does what an open mouth shows, the more so after an
+edit of face and hair; only the brightness of the light on them follows the edit. Lips stay under such an edit, too, if it
+leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than the light on the mouth was.
 
 The grid that a generator's upsampling leaves in its pictures is taken from what they change.
 """
@@ -91,13 +90,15 @@ _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
+_SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
+_LIPS = (0.65, 0.73)  # mean structure on the lips of the pictures before and after: another mouth, the same
+_SPOKEN = (1.3, 1.4)  # an edit's mean difference there, in that within the face: of all of it, of mouths
+_ALL = (0.3, 0.5)  # how far an edit is one of what is around the face as well: it is not, it is
+_KEPT = 0.6  # how far the same lips stay under such an edit
+_TOOTH = (0.9, 1.1)  # brightness near a mouth, in that of the photograph's: lips and stubble, teeth
+_WARM = (0.15, 0.5)  # how much of the warmth of skin and lips teeth have at least: in green, in blue
 _FAINT = 0.004  # mean difference of pixels from their surroundings that counts as no detail
 _ADDS = (0.4, 0.7)  # how much detail there is after an edit, in that before: something is taken away, put there
-_ALL = (0.3, 0.5)  # how far an edit is one of what is around the face as well: it is not, it is
-_LIPS = (0.65, 0.73)  # mean structure there of the pictures before and after: another mouth, the same
-_KEPT = 0.6  # how far such lips stay
-_SPOKEN = (1.3, 1.4)  # an edit's mean difference on the lips, in that within the face: of all of it, of mouths
-_SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
 _LENS = (1.6, 2.0)  # an edit's mean difference close around the eyes, in that below the mouth: of all the face, of glasses
 _WORN = 0.7  # how much more that must be in an edit of what is around the face as well
@@ -107,7 +108,6 @@ _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looke
 _FINE = 512  # what is hair is told at this size, strand by strand
 _BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
 _STRANGE = (0.2, 0.3)  # local difference of photograph and style branch: a beard or what else it drew, what it did not
-_TOOTH = (0.9, 1.1)  # brightness near a mouth, in that of the photograph's: lips and stubble, teeth
 _BEARD = 4  # how far beyond the outline of a face beards grow, in pixels
 _FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
 _CELL = 8  # side of the cells, in pixels, whose pattern generators repeat that double a picture three times
@@ -197,7 +197,7 @@ def _ungridded(difference: Tensor) -> Tensor:
     smooth = F.interpolate(F.avg_pool2d(light, _CELL), light.shape[-2:], mode="bilinear", align_corners=False)
     phases = F.pixel_unshuffle(light - smooth, _CELL)
     # What is stronger than a grid is none: edges and frames would leave their echo.
-    grid = ((phases.abs() < 2 * _GRID).all(1, True)).float()
+    grid = (phases.abs() < 2 * _GRID).all(1, True).float()
     phases = _blur(phases.clamp(-_GRID, _GRID) * grid, 5) / _blur(grid, 5).clamp_min(0.5)
     return difference - F.pixel_shuffle(phases - phases.mean(1, True), _CELL)[0]
 
@@ -290,8 +290,8 @@ class _Edit(NamedTuple):
     whole: Tensor  # 0 for an edit of the face alone, 1 for one of what is around as well
     person: Tensor | None  # where the person is
     unlike: Tensor | None  # local difference of the photograph and what the style branch drew
-    fringe: Tensor  # how far it is hair that falls over the forehead
-    bare: Tensor  # how far the forehead is one, and not a hat
+    falls: Tensor  # where hair falls over a forehead
+    hat: Tensor  # where it would, but that there seems to be a hat
     lens: Tensor  # how far it is one of what is around the eyes, as glasses are
     recolours: Tensor  # how far it is one of hair as well, but not of a fringe that grows or goes
     hidden: Tensor | None  # what is no bare skin
@@ -315,6 +315,7 @@ def _look(
     fringe, bare, grown = torch.zeros(3)
     if unlike is not None and person is not None and outline is not None:
         fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
+    falls, hat = fringe * whole * bare, fringe * whole * (1 - bare)
     lens, glasses = torch.zeros(2)
     if eyes is not None:
         inside = _filled(eyes, size)
@@ -331,12 +332,12 @@ def _look(
         covered = covered * (1 - lens * glasses)
         if unlike is not None:
             covered = torch.maximum(covered, hidden * _blur(_widened(smoothstep(unlike, *_STRANGE), 2), 2))
-        covered = covered * (1 - fringe * whole * bare)
+        covered = covered * (1 - falls)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
         within=within, whole=whole, side=_side(face),
         forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
-        person=None if person is None else _resized(person[None, None], change), unlike=unlike, fringe=fringe, bare=bare,
+        person=None if person is None else _resized(person[None, None], change), unlike=unlike, falls=falls, hat=hat,
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens,
         hidden=hidden, covered=covered,
     )  # fmt: skip
@@ -359,15 +360,10 @@ def _trust(edit: _Edit) -> Tensor:
         if edit.person is not None:
             hair = smoothstep(_blur(edit.structure, 4), *_COLOUR) * (1 - _blur(smoothstep(unlike, *_OTHER), 8))
             hair = hair * smoothstep(_mean(change, (1 - edit.near) * edit.person) / edit.within, *_HAIR)
-            hair = torch.maximum(hair, edit.fringe * whole * edit.bare)
+            hair = torch.maximum(hair, edit.falls)
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(edit.near, 4), whole), face), forehead * whole)
-    return torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - _hat(edit))
-
-
-def _hat(edit: _Edit) -> Tensor:
-    """Where a hat seems to be, ``(1, 1, s, s)``: an edit of hair that falls over the forehead finds no forehead."""
-    return edit.fringe * edit.whole * (1 - edit.bare)
+    return torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - edit.hat)
 
 
 def _side(face: Tensor) -> Tensor:
@@ -420,6 +416,8 @@ def _hair(
     inner = _blur(_widened(edit.face, 5), 3)
     core = torch.maximum(inner, edit.forehead)
     upper = same * above
+    # Below the mouth what has another colour than hair is clothes.
+    clothes = smoothstep((hair - _colour(edit.photo, upper)).abs().amax(1, True), *_CLOTHES) * (1 - above)
     wide = [_colour(picture, upper) for picture in (edit.before, edit.after)]
     odd = (_tone(_blur(edit.before, 4), _blur(edit.after, 4)) / _tone(*wide)).log().abs()
     usual = torch.maximum(1 - _blur(_widened(smoothstep(odd, *_ODD) * (1 - core), 2), 4), core)
@@ -429,7 +427,7 @@ def _hair(
     tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * smoothstep(tone, *_GREYED)
 
     behind, share = mean(edit.photo, 1 - _widened(person, 4), 12)
-    own_colour, behind, hair = hair, fine(behind), fine(hair)
+    behind, hair = fine(behind), fine(hair)
     through = 1 - smoothstep(_between(pixels, behind, hair)[0], *_OPAQUE)
     through = through * fine(smoothstep(share, *_THERE) * smoothstep(there, *_THERE))
     around, share = mean(edit.photo, part, 24)
@@ -450,22 +448,19 @@ def _hair(
         brows = _blur(_widened(sum(raised(eye, _BROW, s) for eye in broad).clamp_max(1), 4), 2)
         rim = rim * (1 - brows * smoothstep(_blur(_small(bare), 8), *_SKINNY))
     drawn = 1 - smoothstep(edit.unlike, *_OTHER)
-    hatless = smoothstep(_mean(drawn, upper), *_HATLESS) * (1 - _hat(edit).amax())
+    hatless = smoothstep(_mean(drawn, upper), *_HATLESS) * (1 - edit.hat.amax())
     # In the midst of hair whose strands the edit leaves nothing can shine through, and its own change may show: of the
     # strands, for more than they change all over would be patches.
     midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * _narrowed(usual, 3) * hatless * edit.recolours
     midst = midst * smoothstep(_blur(edit.structure, 4), *_STRANDS) * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8))
-    midst = midst * smoothstep(_tone(*wide), *_PALER) * (1 - edit.fringe * edit.whole * edit.bare)
+    midst = midst * smoothstep(_tone(*wide), *_PALER) * (1 - edit.falls)
     midst = midst * torch.maximum(above, trust) * (1 - core if edit.hidden is None else (1 - inner) * edit.hidden)
     most, low = new - old, _blur(edit.after - edit.before, 4)
     uneven = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
-    around = 1 - core
+    outer = (1 - core) * (1 - clothes)
     if edit.hidden is not None:  # or skin in the shade of hair would take its colour
-        around, rim = around * edit.hidden, rim * edit.hidden
-    # Below the mouth what has another colour than hair is clothes.
-    clothes = smoothstep((own_colour - _colour(edit.photo, upper)).abs().amax(1, True), *_CLOTHES) * (1 - above)
-    around = around * (1 - clothes)
-    where = (fine(around) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
+        outer, rim = outer * edit.hidden, rim * edit.hidden
+    where = (fine(outer) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
     # A factor moves no silhouette: it may show where the edit's own picture may not, if this is hair and no hat, no skin
     # and no neck.
     sure = fine(_blur(drawn * _narrowed(person, 4), 4) * above) * hatless * apart * hairy
@@ -535,7 +530,7 @@ def _warmed(pixels: Tensor, photo: Tensor, lips: Tensor, where: Tensor) -> Tenso
     red, others = photo.split((1, 2), 1)
     # How much green or blue exceed red; of warm light less, for teeth are paler than skin and lips, and rather yellow.
     coldest = (others.amax(1, True) - red)[lips > 0.5].quantile(0.9)
-    allowed = coldest if coldest > 0 else coldest * torch.tensor([0.15, 0.5]).to(pixels)[:, None, None]
+    allowed = coldest if coldest > 0 else coldest * torch.tensor(_WARM).to(pixels)[:, None, None]
     # What is as bright as that, so that no stubble loses its colour.
     bright = smoothstep(pixels.mean(0, True) / _colour(photo, lips).mean(), *_TOOTH)
     excess = (pixels[1:] - pixels[:1] - allowed).clamp_min(0) * bright * where
@@ -593,8 +588,8 @@ def compose(
         eyes: ``(2, N, 2)``, the corners of polygons around what is seen of the eyes, as of ``outline``; None where
             they are not known.
         mouth: ``(N, 2)``, the same of what is seen between the lips.
-        skin: ``(P, P)`` in [0, 1], where the face is bare, with eyes, brows and mouth: what lies over it, above the
-            mouth, stays. None where it is not known.
+        skin: ``(P, P)`` in [0, 1], where the face is bare, with eyes, brows and mouth: what lies over it stays, below
+            the mouth only what ``drawn`` has not. None where it is not known.
         emphasis: What is added, in the face and in hair, of the edit's change of brightness: content that is fused into
             an edit holds it back.
 
