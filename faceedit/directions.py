@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from faceedit import files
 from faceedit.config import AttributeInfo
 from faceedit.errors import (
     CheckpointError,
@@ -32,6 +33,7 @@ from faceedit.errors import (
 __all__ = ["ALIASES", "Directions", "translate_rows"]
 
 FORMAT = "faceedit-directions-1"
+_MOST = 10_000  # a strength far beyond any use, at which a picture is still finite
 PREFIX = "directions."
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -219,12 +221,12 @@ class Directions:
         """Return strengths under the attributes' own names, as plain floats.
 
         Args:
-            strengths: Name or alias to strength. Any finite number is accepted; :attr:`ranges` says
+            strengths: Name or alias to strength. Any number of at most 10,000 either way is accepted; :attr:`ranges` says
                 how far results were looked at.
 
         Raises:
             UnknownAttributeError: If a name is not known.
-            StrengthError: If a strength is NaN, infinite or not a real number (a bool is not).
+            StrengthError: If a strength is NaN, infinite, beyond that or not a real number (a bool is not).
             UsageError: If an attribute is given twice, under two of its names.
         """
         checked: dict[str, float] = {}
@@ -233,8 +235,8 @@ class Directions:
             own = self.resolve(name)
             if own in given:
                 raise UsageError(f"{given[own]!r} and {name!r} are the same attribute: give one of them")
-            if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
-                raise StrengthError(f"the strength of {name!r} must be a finite number such as 1.0, not {strength!r}")
+            if isinstance(strength, bool) or not isinstance(strength, Real) or not abs(strength) <= _MOST:
+                raise StrengthError(f"the strength of {name!r} must be a finite number such as 1.0, of at most {_MOST}, not {strength!r}")
             given[own], checked[own] = name, float(strength)
         return checked
 
@@ -361,12 +363,17 @@ class Directions:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the description of the directions is not valid: {error}") from error
 
-    def save(self, path: str | Path, *, source: str = "") -> None:
-        """Write a small safetensors file of these directions alone.
+    def save(self, path: str | Path, *, source: str = "", overwrite: bool = False) -> None:
+        """Write a small safetensors file of these directions alone. It appears whole or not at all.
 
         Args:
-            path: File to write.
+            path: File to write; its folder exists.
             source: Where they come from, for the file's header.
+            overwrite: Replace a file that is already there.
+
+        Raises:
+            OutputExistsError: Something is at ``path`` and ``overwrite`` is false.
+            UsageError: The folder does not exist.
         """
         metadata = {
             "format": FORMAT,
@@ -375,7 +382,8 @@ class Directions:
             "source": source,
             "directions": json.dumps(self.describe()),
         }
-        save_file(self.to_tensors(), str(path), metadata)
+        with files.write_whole(Path(path), overwrite) as temporary:
+            temporary.write_bytes(save(self.to_tensors(), metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Directions:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -20,7 +22,7 @@ from faceedit.blend import compose, face_parts
 from faceedit.config import AttributeInfo, FusionConfig, LatentClassifierConfig, ModelConfig
 from faceedit.crop import CropFrame
 from faceedit.directions import Directions
-from faceedit.errors import CheckpointError, ConfigError, FaceSelectionError, NoFaceError, UsageError
+from faceedit.errors import CheckpointError, ConfigError, FaceEditError, FaceSelectionError, NoFaceError, UsageError
 from faceedit.faces import Face, FaceChoice
 from faceedit.images import ImageSource, Picture
 from faceedit.models.e4e_encoder import Encoder4Editing
@@ -40,7 +42,7 @@ from faceedit.results import EditedFace, EditResult, Inversion
 __all__ = ["FaceEditor"]
 
 Progress = Callable[[int, int, float], None]
-"""Called as ``progress(step, steps, loss)`` after every refinement step."""
+"""Called as ``progress(step, steps, loss)`` after every step of optimisation."""
 
 _GENERATORS: Mapping[str, type[Generator]] = {"mobile_stylegan": MobileStyleGAN, "stylegan2": StyleGAN2}
 _ENCODERS: Mapping[str, type[Encoder]] = {
@@ -51,6 +53,18 @@ _ENCODERS: Mapping[str, type[Encoder]] = {
 
 _Found = tuple[Picture, Union[CropFrame, None], Union[Face, None]]
 """A face that was found: its picture, its frame (None: the whole picture) and its detection."""
+
+
+def _on_cpu(method: Callable) -> Callable:
+    """The method, whatever `torch.set_default_device` says: pictures are on the CPU, networks where they were put."""
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        cpu = torch.device("cpu")
+        with contextlib.nullcontext() if torch.get_default_device() == cpu else cpu:
+            return method(*args, **kwargs)
+
+    return wrapped
 
 
 class _Fused(NamedTuple):
@@ -111,6 +125,8 @@ class FaceEditor:
     # --- loading and saving -----------------------------------------------------------------
 
     @classmethod
+    @_on_cpu
+    @torch.inference_mode(False)  # weights made in it could never take part in a backward pass, as `steps` needs
     def from_pretrained(
         cls,
         name_or_path: str | Path | None = None,
@@ -184,7 +200,7 @@ class FaceEditor:
         for prefix, module in networks.items():
             hub.load_module(module, tensors, prefix)
         directions = Directions.from_tensors(
-            {name: tensor.float() for name, tensor in tensors.items()},
+            {name: tensor.float() for name, tensor in tensors.items() if name.startswith("directions.")},
             {"attributes": [
                 {"name": name, "aliases": info.aliases, "range": info.range,
                  "description": info.description, "success": info.success}
@@ -226,6 +242,7 @@ class FaceEditor:
                 tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
         return hub.save_checkpoint(folder, self._config, tensors, self._readme, overwrite=overwrite, dtype=dtype)
 
+    @torch.inference_mode(False)
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FaceEditor:
         """The same editor on another device or in another floating-point type.
 
@@ -306,6 +323,11 @@ class FaceEditor:
             for name in merged.names
         }
         editor = self._with(config=dataclasses.replace(self._config, attributes=attributes), directions=merged)
+        if self._fusion is not None and (gone := set(new) & set(self._config.fusion.attributes)):
+            # Their content directions go with what the old ones changed.
+            left = tuple(name for name in self._config.fusion.attributes if name not in gone)
+            config = dataclasses.replace(self._config.fusion, attributes=left)
+            editor = editor.with_fusion(self._fusion.without(gone), config)
         classifier = self._latent_classifier
         if classifier is None or not set(new) & set(classifier.attributes):
             return editor
@@ -391,6 +413,7 @@ class FaceEditor:
 
     # --- inverting --------------------------------------------------------------------------
 
+    @_on_cpu
     def invert(
         self,
         image: ImageSource,
@@ -411,8 +434,8 @@ class FaceEditor:
             aligned: The picture is an FFHQ-aligned crop already: look for no face.
             landmarks: (68, 2) or (5, 2) points of one face, in place of detection.
             landmark_predictor: A dlib 68-point file of your own, in place of our frame net.
-            steps: Refine the code by so many steps of optimisation; 50 take some seconds.
-            progress: Called after every refinement step.
+            steps: Improve the code by so many steps of optimisation; 50 take some seconds.
+            progress: Called after every step of optimisation.
             reconstruct: Also draw the unedited face, refined if the checkpoint has a content branch;
                 without it, `reconstruction` is None and a generator pass is saved.
 
@@ -493,6 +516,9 @@ class FaceEditor:
                 for code, (maps, _) in zip(latents, contents)
             ]
         outlines = [(None,) * 3 if self._frame_net is None else self._frame_net.outlines(target) for target in targets]
+        if len(faces) > 1:
+            # Each face's own: a part of the batch would keep all of it in memory.
+            targets, skins = [target.clone() for target in targets], [None if skin is None else skin.clone() for skin in skins]
         return [
             Inversion(
                 latents=latents[i].cpu(),
@@ -575,6 +601,7 @@ class FaceEditor:
 
     # --- editing ----------------------------------------------------------------------------
 
+    @_on_cpu
     def edit(
         self,
         image: ImageSource | Inversion | Sequence[Inversion],
@@ -601,7 +628,8 @@ class FaceEditor:
                 one generator pass a face.
             strengths: Attribute to strength; 1.0 is one clearly visible step, -1.0 its mirror. A step is as long as
                 this face needs: see `LatentClassifier`.
-            faces, aligned, landmarks, landmark_predictor, steps, progress: As for `invert`.
+            faces, aligned, landmarks, landmark_predictor, steps, progress: As for `invert`; not with an inversion,
+                which has all that already.
             preview: Use the generator's quarter-size early exit: several times faster, softer, and with
                 refining rougher in colour, for content maps are learned on the full pass.
             refine: Let the content branch carry the photograph's own detail through the edit (section
@@ -613,7 +641,7 @@ class FaceEditor:
 
         Returns:
             The whole photograph, in the type in which it was given (a path, bytes or a file gives a
-            PIL image), or an `EditResult`. An inversion without its photograph (one read from a
+            PIL image, which `save` writes with the photograph's profile and EXIF), or an `EditResult`. An inversion without its photograph (one read from a
             file) gives the edited aligned face.
 
         Raises:
@@ -626,9 +654,12 @@ class FaceEditor:
         if inversions is None:
             found = self._find(images.read(image), faces, aligned, landmarks, landmark_predictor)
             inversions = self._invert(found, steps, progress, reconstruct=not preview and (refine or not self._fusion))
+        elif aligned or landmarks is not None or landmark_predictor is not None or steps or not _is_largest(faces):
+            raise UsageError("an inversion has its face and its code already: give faces, aligned, landmarks and steps to invert")
         result = self._edit(inversions, wanted, preview, refine, explain)
         return result if return_result else result.image
 
+    @_on_cpu
     def edit_batch(
         self,
         images_: Iterable[ImageSource],
@@ -659,7 +690,7 @@ class FaceEditor:
         for number, picture in enumerate(pictures):
             try:
                 found.append(self._find(picture, faces, aligned))
-            except (NoFaceError, FaceSelectionError) as error:
+            except FaceEditError as error:
                 raise type(error)(f"picture {number} of the list: {error}") from None
         flat = [one for all_ in found for one in all_]
         reconstruct = refine or not self._fusion
@@ -745,6 +776,10 @@ class FaceEditor:
             mask=mask, relevance=after.relevance, frame=inversion.frame, latents=latents, strengths=strengths,
             applied=applied,
         )  # fmt: skip
+
+
+def _is_largest(faces: FaceChoice) -> bool:
+    return isinstance(faces, str) and faces == "largest"
 
 
 def _picture(drawn: Tensor) -> Tensor:

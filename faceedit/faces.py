@@ -42,6 +42,8 @@ _FRONTAL_SIDES = (480, 960)  # longest side that the frontal detector sees: at l
 _SURE = 0.5  # a frontal detection with a lower score is confirmed by the convolutional detector
 _AROUND_SIDE = 176  # longest side of the surroundings that it sees for that
 _CONVOLUTIONAL_SIDES = (320, 640)  # tried in this order; time grows with the square
+_SAME_FACE = 0.5  # boxes that overlap by more are of one face (intersection over union)
+_LARGEST_BOX = 4  # longest side of a given box, in the photo's longest sides
 _CONVOLUTIONAL_SHIFT = 0.1  # how far its boxes lie above the frontal detector's, in sides
 _detectors = threading.local()
 
@@ -214,8 +216,23 @@ def _boxes(given: Sequence[Sequence[float]], width: int, height: int) -> list[Fa
             raise FaceSelectionError(f"{name} has no area: (x0, y0) is its top left corner")
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
             raise FaceSelectionError(f"{name} lies outside the photo of {width}x{height} pixels")
+        if max(x1 - x0, y1 - y0) > _LARGEST_BOX * max(width, height):
+            raise FaceSelectionError(f"{name} is far larger than the photo of {width}x{height} pixels")
+        # Each edit adds a difference: one face given twice would be edited twice as much.
+        twin = next((j for j, face in enumerate(faces) if overlap(face.box, (x0, y0, x1, y1)) > _SAME_FACE), None)
+        if twin is not None:
+            raise FaceSelectionError(f"{name} is on the same face as box {twin}: give each face one box")
         faces.append(Face((x0, y0, x1, y1)))
     return faces
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return width * height / (areas - width * height)
 
 
 def landmarks(

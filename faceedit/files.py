@@ -47,7 +47,10 @@ def read_bytes(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[bytes
     elif isinstance(source, (str, os.PathLike)):
         data, name = _read_path(source)
     else:
-        data, name = source.read(), "the file object"
+        try:
+            data, name = source.read(), "the file object"
+        except UnicodeDecodeError:
+            data = ""
         if not isinstance(data, bytes):
             raise UsageError("The file object gives text. Open the file with mode 'rb'.")
     if not data:

@@ -29,14 +29,14 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 from faceedit import files
 from faceedit.errors import ImageError, ImageTooLargeError, UsageError
@@ -68,8 +68,36 @@ _GREY_MODES = ("1", "L", "LA", "La")
 _COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr", "HSV")
 _WIDE_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
+# How to turn a picture of each EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+# Tags of a TIFF that say what it shows; its others say how the file is laid out.
+_OF_TIFF = frozenset({
+    ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.Software,
+    ExifTags.Base.DateTime, ExifTags.Base.Artist, ExifTags.Base.Copyright,
+})  # fmt: skip
+
 # Floats may leave [0,1] by this much, a quarter of an 8-bit level, without being refused.
 _ROUNDING = 1e-3
+
+
+class _Photograph(Image.Image):
+    """A PIL image whose `save` writes what it came with: Pillow's own writes a JPEG without profile and EXIF."""
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """As Pillow's, but profile, EXIF and a quality of 95 need not be asked for."""
+        suffix = Path(fp).suffix.lower() if isinstance(fp, (str, os.PathLike)) else ""
+        name = format or Image.registered_extensions().get(suffix, "")
+        kept = {key: self.info[key] for key in ("icc_profile", "exif") if key in self.info}
+        super().save(fp, format=format, **{**dict(_WRITABLE.values()).get(name.upper(), {}), **kept, **params})
+
+    def __eq__(self, other: object) -> bool:
+        """Pillow's own compares classes first."""
+        return self.copy() == (other.copy() if isinstance(other, _Photograph) else other)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,13 +275,11 @@ def _from_pil(image: Image.Image, name: str) -> Picture:
             f"Animated or of several pages: {name} has {frames} frames. Pass one of them: open it "
             "with PIL, call image.seek(n) and pass image.copy()."
         )
-    try:
-        image = ImageOps.exif_transpose(image)
-        info = _kept_info(image)
-    except Exception as error:
-        # EXIF is often written badly; a picture is not worth refusing for it.
-        logger.warning("ignored the metadata of %s, which cannot be read: %s", name, error)
-        info = {}
+    profile = image.info.get("icc_profile")
+    info = {"icc_profile": profile} if profile else {}
+    image, exif = _upright(image, name)
+    if exif:
+        info["exif"] = exif
 
     if image.mode in _WIDE_GREY_MODES:
         image = _to_8_bit(image, name)
@@ -277,17 +303,33 @@ def _from_pil(image: Image.Image, name: str) -> Picture:
     return Picture(values, alpha, image.mode, name, info=info)
 
 
-def _kept_info(image: Image.Image) -> dict[str, bytes]:
-    info = {}
-    if image.info.get("icc_profile"):
-        info["icc_profile"] = image.info["icc_profile"]
-    if "exif" in image.info:
+def _upright(image: Image.Image, name: str) -> tuple[Image.Image, bytes]:
+    """The picture turned as its EXIF says, and what EXIF says besides, as far as it can be read."""
+    turn, kept = None, b""
+    try:
         exif = image.getexif()
-        exif.pop(0x0112, None)  # orientation, which the pixels have now
-        # Written anew rather than kept as bytes: this leaves out the thumbnail, which would go on
-        # showing the unedited face.
-        info["exif"] = exif.tobytes()
-    return info
+        if image.info.get("exif") and not len(exif):
+            raise ValueError("no tag of its EXIF")
+        turn = _TURNS.get(exif.get(ExifTags.Base.Orientation))
+        kept = _besides_orientation(exif, only=_OF_TIFF if getattr(image, "format", None) == "TIFF" else None)
+    except Exception as error:
+        # EXIF is often written badly; a picture is not worth refusing for it.
+        logger.warning("ignored metadata of %s that cannot be read: %s", name, error)
+    return image if turn is None else image.transpose(turn), kept
+
+
+def _besides_orientation(exif: Image.Exif, only: Collection[int] | None) -> bytes:
+    """EXIF without the orientation, which the pixels have, and without the thumbnail, which shows the unedited face."""
+    kept = Image.Exif()
+    for tag, value in exif.items():
+        if tag != ExifTags.Base.Orientation and (only is None or tag in only):
+            kept[tag] = value
+    for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if inner := dict(exif.get_ifd(tag)):
+            if ExifTags.IFD.Interop in inner:
+                inner[ExifTags.IFD.Interop] = exif.get_ifd(ExifTags.IFD.Interop)
+            kept[tag] = inner
+    return kept.tobytes() if len(kept) else b""
 
 
 def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
@@ -416,6 +458,7 @@ def _make_pil(
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
     image.info.update(info)
+    image.__class__ = _Photograph  # Pillow has no way to make an instance of a subclass
     return image
 
 

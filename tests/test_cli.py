@@ -3,6 +3,7 @@
 The editor behind it is a stand-in whose edits are easy to read off; the last test has a real one.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -211,6 +212,27 @@ def test_suffix_alone_writes_beside_the_inputs(album):
     assert main(["edit", "album", "smile=1", "--recursive", "--suffix", "_s"]) == 0
     new = ["a_s.png", "b_s.jpg", "c_s.png", "deep/a_s.png"]
     assert written(album) == sorted(before + new)
+
+
+def test_a_result_never_takes_the_place_of_another_input(editor, tmp_path, capsys):
+    for name in ("a.png", "a_s.png"):
+        draw(tmp_path / "album" / name)
+    assert main(["edit", "album", "smile=1", "--suffix", "_s", "--overwrite"]) == 2
+    assert "original would be lost" in capsys.readouterr().err
+    assert grey(tmp_path / "album" / "a_s.png") == LEVEL and len(written(tmp_path / "album")) == 2
+    assert main(["edit", "album", "smile=1", "-o", "album", "--overwrite"]) == 0  # each its own
+    assert grey(tmp_path / "album" / "a_s.png") == LEVEL + 20
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_the_run(editor, tmp_path, monkeypatch):
+    album = tmp_path / "album"
+    for name in ("1 \u5fae\u7b11.png", "2.png"):
+        draw(album / name)
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", narrow)
+    assert main(["edit", "album", "smile=1", "-o", "out"]) == 0
+    assert len(written(tmp_path / "out")) == 2
+    assert b"\\u5fae" in narrow.buffer.getvalue()
 
 
 def test_a_single_input_goes_into_an_existing_folder(photo, tmp_path):
@@ -570,11 +592,20 @@ def test_an_explanation_shows_each_step_of_a_refined_edit(tmp_path, monkeypatch,
         (["--no-refine", "-o", "c.png", "--explain", "c2.png"], "no-refine"),
         (["-o", "c.png", "--explain", "c2.txt"], "c2.txt"),
         (["-o", "c.png", "--explain", "why.png"], "why.png"),
+        (["-o", "c.png", "--explain", "./c.png", "--overwrite"], "c.png"),
+        (["-o", "c.png", "--explain", "crop.png", "--overwrite"], "crop.png"),
     ):
         assert main([*command, *more]) in (1, 2)
         assert message in capsys.readouterr().err
     assert main([*command[:2], "a.png", *command[2:], "-o", "out", "--explain", "c2.png"]) == 2
     assert not (tmp_path / "c.png").exists() and not (tmp_path / "out").exists()
+    assert main(["invert", "crop.png", "--aligned", "--checkpoint", "tiny", "--code", "it.safetensors"]) == 0
+    for command in (["edit", "it.safetensors", "smile=1", "-o", "d.png"], ["sweep", "it.safetensors", "smile=1", "-o", "d.png"]):
+        capsys.readouterr()
+        assert main([*command, "--checkpoint", "tiny", "--steps", "3"]) in (1, 2)
+        assert "an inversion has its face" in capsys.readouterr().err and not (tmp_path / "d.png").exists()
+        assert main([*command, "--checkpoint", "tiny"]) == 0
+        (tmp_path / "d.png").unlink()
 
 
 def test_directions_of_ones_own_go_before_the_checkpoints(tmp_path, monkeypatch, capsys):

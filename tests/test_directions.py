@@ -12,6 +12,7 @@ from faceedit.directions import ALIASES, Directions, translate_rows
 from faceedit.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    OutputExistsError,
     StrengthError,
     UnknownAttributeError,
     UsageError,
@@ -54,7 +55,7 @@ def test_a_name_that_is_no_string_is_unknown(directions):
         directions.offset({1: 1.0})
 
 
-@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, True, "1", None, 1j, [1.0]])
+@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, 1e5, -1e39, 10**400, True, "1", None, [1.0]])
 def test_a_strength_that_is_no_finite_number_is_refused(directions, strength):
     with pytest.raises(StrengthError, match="smile"):
         directions.offset({"smile": strength})
@@ -108,6 +109,19 @@ def test_a_file_brings_everything_back(directions, tmp_path):
     assert loaded.licence == "research only"
     for name in directions.names:
         assert torch.equal(loaded.vectors[name], directions.vectors[name])
+
+
+def test_a_file_that_is_there_is_replaced_only_on_request(directions, tmp_path):
+    path = tmp_path / "d.safetensors"
+    path.write_text("precious")
+    with pytest.raises(OutputExistsError):
+        directions.save(path)
+    assert path.read_text() == "precious"
+    directions.save(path, overwrite=True)
+    assert Directions.load(path).names == directions.names
+    assert path.stat().st_mode == (tmp_path / "d.safetensors").stat().st_mode
+    with pytest.raises(UsageError, match="folder"):
+        directions.save(tmp_path / "nowhere" / "d.safetensors")
 
 
 def test_tensors_share_a_checkpoint_with_those_of_networks(directions):

@@ -552,6 +552,46 @@ def test_inversions_that_do_not_belong_are_refused(editor, found):
         editor.edit(Inversion(latents=torch.zeros(ROWS + 2, DIM)), smile=1.0)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"faces": "all"}, {"faces": [(1, 2, 30, 40)]}, {"aligned": True}, {"landmarks": [(0, 0)] * 5}, {"landmark_predictor": "f"},
+     {"steps": 5}],
+)  # fmt: skip
+def test_what_an_inversion_has_already_is_not_asked_for_again(editor, found, option):
+    inversion = editor.invert(photo())
+    with pytest.raises(UsageError, match="give .* to invert"):
+        editor.edit(inversion, smile=1.0, **option)
+    editor.edit(inversion, smile=1.0, faces="largest", aligned=False, steps=0, progress=print)
+
+
+def test_inversions_of_one_call_share_no_memory(skinned, found):
+    found[:] = [Face(box, 1.0) for box in BOXES[:2]]
+    for inversion in skinned.invert(photo(), faces="all"):
+        for tensor in (inversion.crop, inversion.skin):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_a_default_device_of_the_callers_changes_nothing(refining, found, tmp_path):
+    folder = refining.save_pretrained(tmp_path / "it", dtype=torch.float32)
+    picture = photo()
+    before = FaceEditor.from_pretrained(folder).edit(picture, smile=1.0)
+    torch.set_default_device("meta")
+    try:
+        editor = FaceEditor.from_pretrained(folder)
+        assert editor.device == torch.device("cpu")
+        edits = [editor.edit(editor.invert(picture), smile=1.0), *editor.edit_batch([picture], smile=1.0)]
+    finally:
+        torch.set_default_device(None)
+    assert all(np.array_equal(edit, before) for edit in edits)
+
+
+def test_an_editor_made_in_inference_mode_takes_steps(editor, found, tmp_path):
+    folder = editor.save_pretrained(tmp_path / "it")
+    with torch.inference_mode():
+        made = FaceEditor.from_pretrained(folder).to(dtype=torch.float32)
+    made.invert(photo(), steps=1)
+
+
 # Refining
 
 
@@ -755,6 +795,8 @@ def test_a_batch_in_one_tensor(editor):
     assert editor.edit_batch([], smile=1.0) == []
     with pytest.raises(UsageError, match="list"):
         editor.edit_batch(photo(), smile=1.0)
+    with pytest.raises(UsageError, match="picture 1 of the list"):
+        editor.edit_batch([photo(64, 64), photo(64, 60)], smile=1.0, aligned=True)
 
 
 # Strengths
@@ -1076,6 +1118,22 @@ def test_directions_whose_names_are_taken_need_replace(editor, found):
     assert np.array_equal(more.edit(inversion, smile=1.0), expected)
     assert not np.array_equal(more.edit(inversion, happy=1.0), expected)
     assert editor.attributes["smile"].aliases == ("smiling", "happy")
+
+
+def test_a_direction_that_takes_a_name_takes_no_content_direction_with_it(refining, found, tmp_path):
+    own = refining.directions.vectors
+    more = refining.load_directions(Directions({"smile": own["age"], "frown": own["age"]}), replace=True)
+    inversion = more.invert(photo())
+    smile, frown = (more.edit(inversion, {name: 1.0}, return_result=True).faces[0].refined for name in ("smile", "frown"))
+    assert torch.equal(smile, frown)
+    # The others are as they were, whatever had been the name's is part of what they are added to.
+    age, before = (e.edit(inversion, age=1.0, return_result=True).faces[0].refined for e in (more, refining))
+    torch.testing.assert_close(age, before, atol=1e-5, rtol=1e-4)
+    assert (age - frown).abs().max() > 1e-3  # it has a content direction
+    assert "smile" in refining.config.fusion.attributes and "smile" not in more.config.fusion.attributes
+    again = FaceEditor.from_pretrained(more.save_pretrained(tmp_path / "it", dtype=torch.float32))
+    refined = again.edit(inversion, smile=1.0, return_result=True).faces[0].refined
+    torch.testing.assert_close(refined, smile, atol=1e-5, rtol=1e-4)
 
 
 def test_directions_of_another_generator_are_refused_by_its_name(editor, tmp_path):

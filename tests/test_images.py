@@ -92,6 +92,13 @@ def test_a_text_file_object_is_refused(tmp_path):
         images.read(source)
 
 
+def test_a_picture_opened_as_text_is_refused(rgb, tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encode(Image.fromarray(rgb), "JPEG"))
+    with open(path, encoding="utf-8") as source, pytest.raises(UsageError, match="'rb'"):
+        images.read(source)
+
+
 def test_a_missing_file_is_both_an_image_error_and_a_file_not_found_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.jpg") as caught:
         images.read(tmp_path / "nothing.jpg")
@@ -250,7 +257,34 @@ def test_broken_exif_does_not_cost_the_picture(rgb, caplog):
         picture = images.read(data)
     assert picture.pixels.shape == rgb.shape
     assert "exif" not in picture.info
-    assert "ignored the metadata" in caplog.text
+    assert "ignored metadata" in caplog.text
+
+
+def test_a_badly_written_tag_costs_neither_the_orientation_nor_the_profile(rgb, caplog):
+    orientation = struct.pack("<HHIHH", ORIENTATION, 3, 1, 6, 0)
+    resolution_as_text = struct.pack("<HHI4s", 0x011A, 2, 4, b"high")
+    tags = b"II*\0" + struct.pack("<IH", 8, 2) + orientation + resolution_as_text + bytes(4)
+    data = encode(Image.fromarray(rgb), "PNG", exif=b"Exif\0\0" + tags, icc_profile=b"a profile")
+    with caplog.at_level(logging.WARNING, logger="faceedit"):
+        picture = images.read(data)
+    np.testing.assert_array_equal(picture.pixels, np.rot90(rgb, -1))
+    assert picture.info == {"icc_profile": b"a profile"}
+    assert "ignored metadata" in caplog.text
+
+
+def test_what_a_tiff_says_of_its_picture_is_kept_and_not_how_it_is_stored(rgb):
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[MAKER], exif[0x8298] = 3, "maker", "nobody"
+    exif[0x8769] = {0x9003: "2020:02:02 02:02:02"}
+    data = encode(Image.fromarray(rgb), "TIFF", exif=exif.tobytes())
+    picture = images.read(data)
+    np.testing.assert_array_equal(picture.pixels, rgb[::-1, ::-1])
+    kept = Image.Exif()
+    kept.load(picture.info["exif"])
+    again = Image.open(io.BytesIO(encode(images.restore(picture, picture.pixels), "TIFF"))).getexif()
+    assert set(kept) == {MAKER, 0x8298, 0x8769}
+    for read in (kept, again):
+        assert read[0x8298] == "nobody" and read.get_ifd(0x8769) == {0x9003: "2020:02:02 02:02:02"}
 
 
 def test_the_icc_profile_is_kept(rgb):
@@ -542,6 +576,48 @@ def test_saved_without_loss(suffix, kind, rgb, tmp_path):
 def test_jpeg_is_saved_at_quality_95(rgb, tmp_path):
     path = images.save(rgb, tmp_path / "result.jpg")
     assert path.read_bytes() == encode(Image.fromarray(rgb), "JPEG", quality=95)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("opened", [False, True])
+def test_what_comes_back_is_saved_with_its_metadata_by_pillow_too(suffix, opened, rgb, tmp_path):
+    exif = Image.Exif()
+    exif[MAKER] = "maker"
+    picture = images.read(encode(Image.fromarray(rgb), "PNG", exif=exif, icc_profile=b"a profile"))
+    back = images.restore(picture, picture.pixels)
+    path = tmp_path / f"result{suffix}"
+    if opened:
+        with open(path, "wb") as file:
+            back.save(file, {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:]))
+    else:
+        back.save(str(path))
+    assert path.read_bytes() == images.save(picture_of(back), tmp_path / f"ours{suffix}").read_bytes()
+    saved = reopen(path)
+    assert saved.info["icc_profile"] == b"a profile" and saved.getexif()[MAKER] == "maker"
+
+
+def picture_of(image):
+    """The same as a plain PIL image."""
+    plain = Image.fromarray(np.asarray(image))
+    plain.info.update(image.info)
+    return plain
+
+
+def test_what_comes_back_is_saved_otherwise_where_that_is_asked_for(rgb, tmp_path):
+    picture = images.read(encode(Image.fromarray(rgb), "PNG", icc_profile=b"a profile"))
+    back = images.restore(picture, picture.pixels)
+    back.save(tmp_path / "result.jpg", quality=20, icc_profile=None)
+    assert (tmp_path / "result.jpg").read_bytes() == encode(Image.fromarray(rgb), "JPEG", quality=20)
+    back.save(tmp_path / "result.bmp")
+    assert reopen(tmp_path / "result.bmp").size == (WIDTH, HEIGHT)
+
+
+def test_what_comes_back_equals_a_plain_image_of_the_same_pixels(rgb):
+    picture = images.read(rgb_image := Image.fromarray(rgb))
+    back = images.restore(picture, picture.pixels)
+    assert isinstance(back, Image.Image)
+    assert back == rgb_image and rgb_image == back and back == images.restore(picture, picture.pixels)
+    assert back != images.restore(picture, edited(picture)) and back != Image.fromarray(255 - rgb)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])

@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; see the module's docstring.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        # A file's name may have signs that the terminal's encoding has not; that shall not end the run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -241,7 +244,7 @@ def _add_face_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--steps", type=_whole(0, 10_000), default=0, metavar="N",
-        help="refine the inversion by N steps of optimisation (default: 0)",
+        help="improve the inversion by N steps of optimisation (default: 0)",
     )
 
 

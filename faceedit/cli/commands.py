@@ -59,6 +59,8 @@ def edit(args: argparse.Namespace) -> int:
         if not args.refine:
             raise UsageError("--explain shows how refining works: leave out --no-refine.")
         require_suffix(args.explain, WRITABLE)
+        if args.explain.resolve() in {path.resolve() for path in jobs[0]}:
+            raise UsageError(f"--explain {str(args.explain)!r} is the photograph or its edit: give it a file of its own.")
         refuse_existing(args.explain, args.overwrite)
     editor = _load(args)
     progress = Progress(len(jobs), args.quiet)
@@ -104,7 +106,10 @@ def sweep(args: argparse.Namespace) -> int:
 
         refuse_existing(args.output, args.overwrite)
         given = _image_or_inversion(Path(source))
-        inversion = _invert(editor, given, args, progress) if isinstance(given, str) else given
+        if isinstance(given, str):
+            inversion, options = _invert(editor, given, args, progress), {}
+        else:
+            inversion, options = given, _face_options(args)  # of which `edit` refuses any but the defaults
         before = inversion.crop if inversion.picture is None else inversion.picture.pixels
         tiles: list[list[sheet.Tile]] = []
         done = 0
@@ -115,7 +120,7 @@ def sweep(args: argparse.Namespace) -> int:
             for strength in strengths:
                 label = f"{name} {strength:+g}" if strength else f"{name} 0"
                 progress.show(done, label)
-                edited = editor.edit(inversion, {name: strength}, refine=args.refine)
+                edited = editor.edit(inversion, {name: strength}, refine=args.refine, **options)
                 tiles[-1].append((label, sheet.tile(edited, inversion, args.size)))
                 done += 1
         images.save(sheet.draw(tiles, args.size), args.output, args.overwrite)

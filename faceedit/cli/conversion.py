@@ -79,7 +79,7 @@ def _directions(args: argparse.Namespace, requests: list[tuple[Request, Source]]
     """Directions to a file of their own, or to a copy of the checkpoint that they are for."""
     from dataclasses import replace
 
-    from faceedit import files, hub
+    from faceedit import hub
     from faceedit.convert import card, checkpoint
     from faceedit.directions import Directions
 
@@ -97,8 +97,7 @@ def _directions(args: argparse.Namespace, requests: list[tuple[Request, Source]]
             "licence": args.licence,
         }
         made = Directions.from_tensors(_stored(args, vectors), description)
-        with files.write_whole(args.output, args.overwrite) as temporary:
-            made.save(temporary, source=json.dumps(config.provenance))
+        made.save(args.output, source=json.dumps(config.provenance), overwrite=args.overwrite)
         return {"format": requests[0][1].kind}
     config, tensors = checkpoint.add_directions(before, tensors, requests, generator, args.licence)
     names = [name for name in config.attributes if name not in before.attributes]

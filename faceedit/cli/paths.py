@@ -54,6 +54,7 @@ def pairs(
             return [(path, folder) for path in found]
         if folder.exists() or folder.suffix.lower() in WRITABLE:
             raise UsageError(f"For several inputs -o is a folder, and {output!r} is none.")
+    originals = {path.resolve() for path in found}
     taken: dict[Path, Path] = {}
     for path, place in found.items():
         ending = path.suffix if path.suffix.lower() in WRITABLE else ".png"
@@ -63,6 +64,11 @@ def pairs(
             raise UsageError(
                 f"{str(taken[target])!r} and {str(path)!r} would both become {str(target)!r}. "
                 "Edit them in two runs."
+            )
+        if target != path and target.resolve() in originals:
+            raise UsageError(
+                f"{str(path)!r} would become {str(target)!r}, which is to be edited too: its original would be lost. "
+                "Give an output folder, or leave that file out."
             )
         taken[target] = path
     return [(path, target) for target, path in taken.items()]

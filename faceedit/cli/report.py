@@ -149,7 +149,7 @@ class Progress:
             print(f"\r\x1b[K{text[: columns - 1]}", end="", file=sys.stderr, flush=True)
 
     def step(self, step: int, steps: int, loss: float) -> None:
-        """What `FaceEditor.invert` calls after each refinement step."""
+        """What `FaceEditor.invert` calls after each step of optimisation."""
         self.show(self._done, self._note, step / steps, f"step {step}/{steps}, loss {loss:.4f}")
 
     def clear(self) -> None:

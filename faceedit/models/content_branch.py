@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -189,6 +189,15 @@ class ContentBranch(nn.Module):
         known = torch.stack([self.directions[name] for name in self.attributes])
         weights = [[1 - each.get(name, 0.0) for name in self.attributes] for each in strengths]
         return torch.einsum("bk,klc->blc", torch.tensor(weights).to(known), known)
+
+    @torch.no_grad()
+    def forget(self, attributes: Collection[str]) -> None:
+        """Leave out some attributes' content directions, in place: what they add at strength 0 goes into biases."""
+        for name in attributes:
+            for extractor, row in zip(self.extractors, self.directions.pop(name), strict=True):
+                affine = extractor.adain.affine
+                affine.bias += affine.weight @ row
+        self.attributes = tuple(name for name in self.attributes if name not in attributes)
 
     def encode(
         self, photo: Tensor, seen: Tensor | None, features: Sequence[Tensor], unedited: Sequence[Tensor]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -107,6 +108,12 @@ class FusionGenerator(nn.Module):
         """Draw with this generator from now on; it is of the same kind as the one before."""
         # Past nn.Module's bookkeeping: the generator has its own place in a checkpoint.
         self.__dict__["generator"] = generator
+
+    def without(self, attributes: Collection[str]) -> FusionGenerator:
+        """The same but for content directions that some attributes had; on the same generator."""
+        other = copy.deepcopy(self, {id(self.generator): self.generator})
+        other.content.forget(attributes)
+        return other
 
     def encode(self, photo: Tensor, features: Sequence[Tensor], latents: Tensor) -> FusionContent:
         """All that edits of a photograph need of it, made once.

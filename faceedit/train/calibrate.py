@@ -188,6 +188,6 @@ def main(argv: list[str]) -> int:
         directions = Directions.load(recipe.base).merge(directions, replace=True)
     recipe.out.parent.mkdir(parents=True, exist_ok=True)
     source = {"share": recipe.share, "faces": recipe.faces, "seed": recipe.seed}
-    directions.save(recipe.out, source=json.dumps(source))
+    directions.save(recipe.out, source=json.dumps(source), overwrite=True)
     print(f"{len(scaled)} directions calibrated, {len(directions.names)} written to {recipe.out}")
     return 0

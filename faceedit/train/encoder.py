@@ -7,7 +7,7 @@ its picture, through the frozen generator's preview:
 
     L = L2 + l_lpips LPIPS + l_id (1 - centred cosine) + l_code |w - w*|^2 + l_offset |rows - their mean|^2
 
-From step ``first_look_steps`` on, every other batch trains the correction: the encoder's code and
+From step ``first_look_steps`` on, one in ``correct_every`` batches trains the correction: the encoder's code and
 its picture are made without gradients, and the loss is that of the corrected code.
 
 Pictures at 256 px in [-1, 1]; codes in units of the standard deviation of W.
@@ -58,7 +58,8 @@ class EncoderRecipe(TrainRecipe):
     decay: Whole = 600  # last steps, over which the learning rate falls to zero
     code_steps: Whole = 250  # first steps, on generated faces' codes alone: no generator pass
     code_batch: Count = 16  # faces of each of those steps
-    first_look_steps: Whole = 1000  # steps before corrections are trained too, in every other step
+    first_look_steps: Whole = 1000  # steps before corrections are trained too
+    correct_every: Count = 2  # steps from one that trains a correction to the next
     second_correction: Fraction = 0.3  # share of corrections that start from a corrected code
     batch: Count = 8  # faces of a step after those on codes alone
     generated: Count = 2  # generated faces in a batch; the others are real
@@ -67,6 +68,7 @@ class EncoderRecipe(TrainRecipe):
     frozen_stages: Whole = 2  # first stages of the trunk that keep their ImageNet weights; saves time
     ema: Fraction = 0.998  # decay of the averaged weights, which are what is shipped
     bf16: bool = True  # bfloat16 where autocast finds it safe
+    compile: bool = False  # torch.compile; takes a compiler
     lambda_l2: Weight = 1.0  # on pixels in [-1, 1]
     lambda_lpips: Weight = 0.8  # as pSp
     lambda_id: Weight = 0.1  # as pSp
@@ -130,6 +132,7 @@ class EncoderTask(Task):
         self, encoder: EfficientNetEncoder, judges: Judges, recipe: EncoderRecipe, codes: Tensor, generated: Faces, photos: Faces
     ) -> None:
         self.trainable = self.encoder = encoder
+        self._encode = torch.compile(encoder) if recipe.compile else encoder
         if len(photos) <= recipe.held_out:
             raise DataError(f"Of {len(photos)} photographs {recipe.held_out} are held out. Lower --held-out, or add more.")
         self.judges, self.recipe, self.codes, self.faces = judges, recipe, codes, generated.pictures
@@ -178,8 +181,8 @@ class EncoderTask(Task):
     def _codes(self, inputs: Tensor, share: Share) -> Tensor:
         """The code that this step trains: the first answer, or what a correction makes of an answer."""
         again = torch.rand(1, generator=share.common).item() < self.recipe.second_correction
-        if share.step < self.recipe.first_look_steps or share.step % 2:
-            return self.encoder(inputs).latents
+        if share.step < self.recipe.first_look_steps or share.step % self.recipe.correct_every:
+            return self._encode(inputs).latents
         with torch.no_grad():
             latents = self._answer(inputs, corrections=int(again))
             seen = self.judges.render(latents)
@@ -187,7 +190,7 @@ class EncoderTask(Task):
 
     def _answer(self, inputs: Tensor, corrections: int) -> Tensor:
         """The encoder's code after some corrections."""
-        latents = self.encoder(inputs).latents
+        latents = self._encode(inputs).latents
         for _ in range(corrections):
             latents = self.encoder.correct(inputs, latents, self.judges.render(latents))
         return latents
@@ -240,6 +243,7 @@ def main(argv: list[str]) -> int:
         generator.to(torch.bfloat16 if recipe.bf16 else torch.float32, memory_format=torch.channels_last),
         LPIPS.from_file(recipe.lpips).to(device, memory_format=torch.channels_last),
         identity,
+        compiled=recipe.compile,
     )
     Trainer(EncoderTask(encoder, judges, recipe, codes, generated, photos), recipe, device).run()
     return 0

@@ -90,8 +90,8 @@ def compare(
         given = tuple(map(float, row["face_box"].split()))
         # The box that users get where it is the same face, else the one of the index.
         boxes = [face.box for face in faces.detect(pixels)]
-        box = max(boxes, key=lambda b: _overlap(b, given), default=given)
-        box = box if _overlap(box, given) > 0.3 else given
+        box = max(boxes, key=lambda b: faces.overlap(b, given), default=given)
+        box = box if faces.overlap(box, given) > 0.3 else given
         width = pixels.shape[1]
         flipped_box = (width - box[2], box[1], width - box[0], box[3])
         flipped = faces.landmarks(np.ascontiguousarray(pixels[:, ::-1]), flipped_box, predictor)
@@ -106,15 +106,6 @@ def compare(
             )
         )
     return found
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return width * height / (areas - width * height)
 
 
 def summary(found: Sequence[Comparison]) -> dict[str, dict[str, float]]:

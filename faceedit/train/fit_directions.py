@@ -352,7 +352,7 @@ def _run(options: argparse.Namespace) -> None:
     recipe = {"stage": "fit-directions", "held": held, "threshold": fitted.threshold, "seed": options.seed,
               "steps": options.steps, "aligned": options.aligned, "checkpoint_sha256": stamp}  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    mine.save(options.out, source=json.dumps(recipe))
+    mine.save(options.out, source=json.dumps(recipe), overwrite=True)
     say(f"{options.out}: {options.name}, {time.monotonic() - started:.0f} s")
     if options.sheet:
         draw_sheet(editor.load_directions(mine, replace=True), options.name, options.sheet, options.seed)

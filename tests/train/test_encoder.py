@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def make_task(generator, tmp_path, **settings):
     pictures = np.random.default_rng(0).integers(0, 256, (8, 36, 36, 3), np.uint8)
     generated = generated_faces(generator, codes, tmp_path / "generated.npy")
     photos = Faces(pictures, tuple(map(str, range(8))))
-    return EncoderTask(encoder, Judges(generator, LPIPS(), None), recipe, codes, generated, photos), recipe
+    return EncoderTask(encoder, Judges(generator, LPIPS(), None, compiled=recipe.compile), recipe, codes, generated, photos), recipe
 
 
 def test_generated_faces_are_the_previews_of_their_codes_and_drawn_once(generator, tmp_path, monkeypatch):
@@ -97,6 +98,32 @@ def test_each_phase_does_what_it_says(generator, tmp_path, monkeypatch):
     # codes alone; the first answer's picture; the picture that the correction looks at, and its own
     assert figures == [{"code", "offset"}] + 2 * [{"code", "offset", "l2", "lpips"}]
     assert rendered[0] == 4 and len(rendered) in (3, 4)
+
+
+def test_corrections_are_trained_as_often_as_asked(generator, tmp_path, monkeypatch):
+    task, recipe = make_task(generator, tmp_path, code_steps=0, first_look_steps=3, correct_every=3)
+    corrected, plain = [], task.encoder.correct
+    monkeypatch.setattr(task.encoder, "correct", lambda *args: corrected.append(step) or plain(*args))
+    for step in range(10):
+        task.loss(Share(0, step, range(recipe.batch), recipe.batch))
+    assert set(corrected) == {3, 6, 9}
+
+
+def test_compiled_it_learns_the_same(generator, tmp_path, monkeypatch):
+    # A compiler of machine code is not everywhere; what it is given is the same without one.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    runs = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        task, recipe = make_task(generator, tmp_path, out=tmp_path / str(compiled), compile=compiled, log_every=1, ema=0.0)
+        assert (task._encode is not task.encoder) == (task.judges._preview != generator.preview) == compiled
+        Trainer(task, recipe).run()
+        lines = (tmp_path / str(compiled) / "metrics.jsonl").read_text().splitlines()
+        with torch.no_grad():
+            runs.append(([json.loads(line)["loss"] for line in lines if "loss" in line], task.evaluate()))
+    assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-3)
+    assert runs[1][1] == pytest.approx(runs[0][1], rel=1e-3)
+    assert load_file(tmp_path / "True" / "encoder.safetensors").keys() == load_file(tmp_path / "False" / "encoder.safetensors").keys()
 
 
 def test_photographs_keep_their_middle_and_their_kind_of_noise():
