@@ -37,13 +37,13 @@ class Generator(nn.Module, ABC):
     level_sizes: tuple[int, ...]
     level_channels: tuple[int, ...]
     preview_level: int
+    mapping: nn.Module
     mean_latent: Tensor
 
-    @abstractmethod
     def style_rows(self, level: int) -> range:
         """Rows of W+ read by ``level``."""
+        return range(1) if level == 0 else range(2 * level - 1, 2 * level + 1)
 
-    @abstractmethod
     def map(self, z: Tensor, truncation: float = 1.0) -> Tensor:
         """Map noise to W.
 
@@ -54,6 +54,8 @@ class Generator(nn.Module, ABC):
         Returns:
             ``(B, 512)``.
         """
+        w = self.mapping(z)
+        return w if truncation == 1 else self.mean_latent.lerp(w, truncation)
 
     @abstractmethod
     def features(self, latents: Tensor, last: int) -> tuple[Tensor, ...]:

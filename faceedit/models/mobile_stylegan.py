@@ -128,13 +128,6 @@ class MobileStyleGAN(Generator):
         self.register_buffer("mean_latent", torch.zeros(style_dim))
         self.requires_grad_(False)
 
-    def style_rows(self, level: int) -> range:
-        return range(1) if level == 0 else range(2 * level - 1, 2 * level + 1)
-
-    def map(self, z: Tensor, truncation: float = 1.0) -> Tensor:
-        w = self.mapping(z)
-        return w if truncation == 1 else self.mean_latent.lerp(w, truncation)
-
     def _walk(self, latents: Tensor, hook: LevelHook | None, last: int, start: Sequence[Tensor] = ()) -> list[Tensor]:
         """Features of levels 0..last."""
         features = list(start)

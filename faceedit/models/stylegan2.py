@@ -166,13 +166,6 @@ class StyleGAN2(Generator):
         self.register_buffer("mean_latent", torch.zeros(style_dim))
         self.requires_grad_(False)
 
-    def style_rows(self, level: int) -> range:
-        return range(1) if level == 0 else range(2 * level - 1, 2 * level + 1)
-
-    def map(self, z: Tensor, truncation: float = 1.0) -> Tensor:
-        w = self.mapping(z)
-        return w if truncation == 1 else self.mean_latent.lerp(w, truncation)
-
     def random_noise(self, n: int = 1, *, seed: int | None = None) -> tuple[Tensor, ...]:
         """Noise to pass to :meth:`synthesize` in place of the stored maps.
 

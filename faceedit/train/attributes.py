@@ -5,13 +5,15 @@ Every other module asks here which output measures an attribute, with which sign
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from faceedit.errors import ConfigError
 
 __all__ = ["ATTRIBUTES", "Attribute", "related"]
 
@@ -135,6 +137,16 @@ _RELATED = (
     ("age", "gray_hair"),
     *(("gender", other) for other in ("beard", "moustache", "bald", "makeup", "lipstick")),
 )
+
+
+def require_attributes(what: str, names: Iterable[str]) -> None:
+    """Refuse names that are no attributes'.
+
+    Raises:
+        ConfigError: One is none; `what` says where it stands.
+    """
+    if unknown := sorted(set(names) - set(ATTRIBUTES)):
+        raise ConfigError(f"{what}: {', '.join(unknown)}. Known: {', '.join(ATTRIBUTES)}.")
 
 
 def related(a: str, b: str) -> bool:

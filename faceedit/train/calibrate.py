@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from faceedit.directions import Directions
-from faceedit.errors import DataError, UsageError
+from faceedit.errors import ConfigError, DataError, UsageError
 from faceedit.models.generator import Generator
-from faceedit.train.attributes import ATTRIBUTES, Attribute
+from faceedit.train.attributes import ATTRIBUTES, Attribute, require_attributes
 from faceedit.train.config import Count, Device, Fraction, Positive, Seed, Whole, read_recipe
 from faceedit.train.identity import IdentityNet, load_identity
 from faceedit.train.style_faces import Classifiers, load_networks
@@ -66,6 +66,11 @@ class CalibrateRecipe:
     seed: Seed = 3  # of the faces
     device: Device = "auto"  # auto: cuda, else mps, else cpu
     threads: Whole = 0  # CPU threads; 0 leaves PyTorch's choice
+
+    def __post_init__(self) -> None:
+        require_attributes("identity_bars", self.identity_bars)
+        if self.longest < 1:
+            raise ConfigError(f"longest ({self.longest:g}) must be at least 1, the strength that is calibrated.")
 
 
 def crossings(scales: Sequence[float], scores: Tensor) -> Tensor:
@@ -156,8 +161,7 @@ def calibrate(
             log.warning("%s: no scale turns %g of its faces; left out", name, recipe.least)
             continue
         scale = min(max(step for step, _ in needed), *allowed)
-        # To the next quarter.
-        end = math.ceil(4 * min(recipe.longest, max(1.0, max(ends) / scale))) / 4
+        end = min(recipe.longest, math.ceil(4 * max(1.0, max(ends) / scale)) / 4)  # to the next quarter
         scaled[name], ranges[name] = scale * direction, (-end, end)
         told = ", ".join(f"{step:.2f} turns {turned:.0%}" for step, turned in needed)
         log.info("%s: %.2f of the learned length (%s; identity allows %.2f), range %g", name, scale, told, min(allowed), end)

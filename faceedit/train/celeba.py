@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from faceedit.errors import DataError
 from faceedit.train.labels import read_labels
 from faceedit.train.views import CELEBA_SIZE
 
@@ -50,6 +51,12 @@ def read_celeba(folder: str | Path, files: Sequence[str]) -> tuple[Tensor, Tenso
     width, height = CELEBA_SIZE
     pictures = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
     for i, name in enumerate(files):
-        with Image.open(folder / "images" / name) as picture:
+        try:
+            picture = Image.open(folder / "images" / name)
+        except OSError as error:
+            raise DataError(f"{str(folder / 'images' / name)!r} cannot be read: {error}") from None
+        with picture:
+            if picture.size != CELEBA_SIZE:
+                raise DataError(f"{name} in {str(folder)!r} has {picture.width}x{picture.height} pixels, not {width}x{height}.")
             pictures[i] = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
     return pictures, labels, table.attributes

@@ -69,10 +69,6 @@ class AttributeClassifier(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         return self.head(self.dropout(self.trunk(views)[32].mean((2, 3))))
 
-    def index(self, name: str) -> int:
-        """Return the output that belongs to the attribute `name` (ValueError if there is none)."""
-        return self.names.index(name)
-
     def save(self, path: str | Path, *, auc: Mapping[str, float], recipe: Mapping[str, object]) -> None:
         """Write a safetensors file whose header holds the body, names, AUCs and recipe."""
         metadata = {

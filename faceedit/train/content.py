@@ -40,7 +40,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from faceedit import hub
@@ -51,10 +50,11 @@ from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.encoder import Encoder
 from faceedit.models.fusion import FusionGenerator
 from faceedit.train.attributes import ATTRIBUTES
-from faceedit.train.checkpoint import load_generator, read_tensors
+from faceedit.train.checkpoint import load_encoder, load_generator, read_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
 from faceedit.train.content_samples import SIDE, Pairs, Photographs, Sampler, Samples, at_side
 from faceedit.train.crops import to_unit
+from faceedit.train.data import open_faces
 from faceedit.train.identity import IdentityNet, load_identity
 from faceedit.train.metrics import psnr
 from faceedit.train.perceptual import LPIPS
@@ -75,6 +75,7 @@ class ContentRecipe(TrainRecipe):
     lpips: Path  # LPIPS AlexNet weights
     identity: Path | None = None  # face identity network; none leaves L_id out
     classifiers: tuple[Path, ...] = ()  # attribute classifiers; none leaves L_cls out
+    corrections: Whole = 2  # that the encoder makes of its first answer, as in the shipped checkpoint
     init: Path | None = None  # content.safetensors of another run to start from; see start_from
     levels: tuple[int, ...] = (4, 5, 6)  # generator levels that are fused: 64, 128 and 256 px
     widths: tuple[int, ...] = (128, 48, 16)  # channels of each level's content map
@@ -437,7 +438,8 @@ def build(recipe: ContentRecipe, device: torch.device) -> ContentTask:
     """The task of a recipe: networks loaded, faces drawn and inverted."""
     mapper = load_generator(recipe.generator)
     encoder = EfficientNetEncoder(mapper.n_styles)
-    encoder.load_state_dict(load_file(recipe.encoder))
+    load_encoder(encoder, recipe.encoder)
+    encoder.looks = recipe.corrections
     encoder = encoder.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     dtype = torch.bfloat16 if recipe.bf16 else torch.float32
     generator = copy.deepcopy(mapper).to(device, dtype, memory_format=torch.channels_last)
@@ -448,7 +450,7 @@ def build(recipe: ContentRecipe, device: torch.device) -> ContentTask:
     ).to(device, memory_format=torch.channels_last)
     recipe.out.mkdir(parents=True, exist_ok=True)
 
-    crops = np.load(recipe.photos, mmap_mode="r")
+    crops = open_faces(recipe.photos).pictures
     if len(crops) <= recipe.held_out:
         raise DataError(f"Of {len(crops)} photographs {recipe.held_out} are held out. Lower --held-out, or add more.")
     inverted = invert_crops(encoder, generator, crops, recipe.out / "photographs.safetensors")

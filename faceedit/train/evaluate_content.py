@@ -338,7 +338,3 @@ def main(argv: list[str]) -> int:
     write()
     print(f"{result['minutes']} minutes; {args.out / 'content.json'}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

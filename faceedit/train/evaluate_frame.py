@@ -13,7 +13,6 @@ import argparse
 import csv
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +159,3 @@ def main(argv: Sequence[str]) -> int:
         found.sort(key=lambda c: -corner_error(c.ours, c.theirs))
         contact_sheet(found[: args.sheet_faces]).save(args.sheet)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

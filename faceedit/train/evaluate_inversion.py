@@ -48,7 +48,8 @@ def invert_photo(
     index is used, so that every photograph counts.
     """
     path = photos / row["file"]
-    if row["already_cropped"] == "1":
+    path = path if path.exists() else photos / "images" / row["file"]
+    if row.get("already_cropped") == "1":
         return editor.invert(path, aligned=True, steps=steps, reconstruct=reconstruct), True
     try:
         return editor.invert(path, steps=steps, reconstruct=reconstruct), True

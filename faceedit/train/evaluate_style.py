@@ -23,7 +23,6 @@ import argparse
 import copy
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +30,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor
 
-from faceedit.config import AttributeInfo
 from faceedit.directions import Directions
 from faceedit.editor import FaceEditor
 from faceedit.errors import UsageError
@@ -43,6 +40,7 @@ from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.results import Inversion
 from faceedit.train import figures, latent_classifier
 from faceedit.train.attributes import ATTRIBUTES
+from faceedit.train.checkpoint import read_metadata
 from faceedit.train.classifier import AttributeClassifier
 from faceedit.train.evaluate_inversion import invert_all
 from faceedit.train.identity import load_identity
@@ -166,8 +164,7 @@ def table(report: Report, ranges: dict[str, tuple[float, float]]) -> str:
 
 def describe_judge(path: Path, judge: AttributeClassifier) -> str:
     """One line on which classifier judges."""
-    with safe_open(str(path), "pt") as file:
-        recipe = json.loads(file.metadata()["recipe"])
+    recipe = json.loads(read_metadata(path)["recipe"])
     return f"{path.name} ({judge.body}, half {recipe.get('half') or 'A and B'}, seed {recipe.get('seed')})"
 
 
@@ -183,10 +180,7 @@ def with_directions(
     editor: FaceEditor, directions: Directions, known: LatentClassifier | None = None
 ) -> FaceEditor:
     """The editor with other directions, and what tells their steps, in place of its own."""
-    attributes = {
-        name: AttributeInfo(directions.ranges[name], directions.aliases[name]) for name in directions.names
-    }
-    config = dataclasses.replace(editor.config, attributes=attributes, fusion=None)
+    config = dataclasses.replace(editor.config, attributes=directions.attributes, fusion=None)
     changed = editor._with(config=config, directions=directions, fusion=None)
     return changed.with_latent_classifier(known)
 
@@ -293,7 +287,3 @@ def main(argv: list[str]) -> int:
             sheet.save(args.out / f"photographs_{number}.jpg", quality=92)
     print(f"{(time.monotonic() - start) / 60:.1f} minutes; {args.out / 'style.json'}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

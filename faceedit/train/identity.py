@@ -17,11 +17,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from faceedit import hub
 from faceedit.train.arcface import ArcFace
-from faceedit.train.checkpoint import save_tensors
+from faceedit.train.checkpoint import read_tensors, save_tensors
 
 __all__ = ["CHIP_SIZE", "DlibFaceNet", "IdentityNet", "identity_chip", "identity_loss", "load_identity", "main"]
 
@@ -177,11 +177,11 @@ def identity_loss(network: IdentityNet, a: Tensor, b: Tensor) -> Tensor:
 
 def load_identity(path: str | Path) -> DlibFaceNet | ArcFace:
     """The frozen judge in a safetensors file: dlib's, from :func:`main`, or ArcFace, converted."""
-    tensors = load_file(str(path))
+    tensors = read_tensors(path)
     if "output_layer.3.weight" in tensors:
         return ArcFace.from_tensors(tensors)
     network = DlibFaceNet()
-    network.load_state_dict(tensors)
+    hub.load_module(network, tensors, advice=f"{str(path)!r} must come from the identity stage, or be a converted ArcFace.")
     return network.eval()
 
 

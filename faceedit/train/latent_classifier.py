@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -30,11 +29,11 @@ from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.generator import Generator
 from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.train import processes
-from faceedit.train.attributes import ATTRIBUTES
+from faceedit.train.attributes import ATTRIBUTES, require_attributes
 from faceedit.train.calibrate import look
 from faceedit.train.checkpoint import load_encoder, read_metadata, read_tensors, save_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
-from faceedit.train.data import digest
+from faceedit.train.data import digest, open_faces
 from faceedit.train.identity import IdentityNet, load_identity
 from faceedit.train.style_faces import Classifiers, invert_crops, load_networks
 from faceedit.train.synthetic import mixed_latents
@@ -56,6 +55,7 @@ class LatentClassifierRecipe(TrainRecipe):
     identity: Path  # face identity network, for the goals
     directions: Path  # calibrated directions: the lengths that steps are given in
     encoder: Path | None = None  # encoder that inverts the photographs; none learns on generated faces alone
+    corrections: Whole = 2  # that it makes of its first answer, as in the shipped checkpoint
     photos: Path | None = None  # .npy file of the crops stage: the photographs
     faces: Count = 24000  # faces drawn, for training and held-out figures
     held_out: Count = 1000  # of them, the last, for the figures
@@ -92,6 +92,8 @@ class LatentClassifierRecipe(TrainRecipe):
             raise ConfigError("encoder and photos go together: give both, or neither to learn on generated faces alone.")
         if self.held_out >= self.faces:
             raise ConfigError(f"held_out: {self.held_out} of {self.faces} faces leave none to learn on.")
+        require_attributes("goal_of, shortest_of and longest_of", {*self.goal_of, *self.shortest_of, *self.longest_of})
+        require_attributes("identity_bars", {name.rstrip("+-") for name in self.identity_bars})
 
 
 def among(names: Sequence[str]) -> dict[str, str]:
@@ -149,6 +151,15 @@ def label(generator: Generator, classifiers: Classifiers, codes: Tensor, keep: P
     return done
 
 
+def set_lengths(model: LatentClassifier, recipe: LatentClassifierRecipe) -> None:
+    """Between which lengths steps lie."""
+    for i, name in enumerate(model.attributes):
+        kind = ATTRIBUTES[name]
+        shortest = recipe.shortest_local if kind.locality == "local" else recipe.shortest_global
+        model.shortest[i] = 0.0 if kind.worn else recipe.shortest_of.get(name, shortest)
+        model.longest[i] = recipe.longest_of.get(name, recipe.longest)
+
+
 class LatentClassifierTask(Task):
     """A latent classifier, and its loss on codes.
 
@@ -175,11 +186,7 @@ class LatentClassifierTask(Task):
         model.latent_std.copy_(learned.std(0).clamp_min(1e-6))
         model.score_mean.copy_(scores[: -recipe.held_out].mean(0))
         model.score_std.copy_(scores[: -recipe.held_out].std(0).clamp_min(1e-6))
-        for i, name in enumerate(names):
-            kind = ATTRIBUTES[name]
-            shortest = recipe.shortest_local if kind.locality == "local" else recipe.shortest_global
-            model.shortest[i] = 0.0 if kind.worn else recipe.shortest_of.get(name, shortest)
-            model.longest[i] = recipe.longest_of.get(name, recipe.longest)
+        set_lengths(model, recipe)
         self.inputs = model.standardised(codes)
         self.targets = (scores - model.score_mean) / model.score_std
         self.model = model.to(self.device)
@@ -312,7 +319,8 @@ def main(argv: list[str]) -> int:
     if recipe.encoder and recipe.photos and recipe.real:
         encoder = EfficientNetEncoder(mapper.n_styles)
         load_encoder(encoder, recipe.encoder)
-        crops = np.load(recipe.photos, mmap_mode="r")
+        encoder.looks = recipe.corrections
+        crops = open_faces(recipe.photos).pictures
         photographs = invert_crops(encoder.eval(), generator, crops, recipe.out / "photographs.safetensors")
     codes = draw_codes(mapper, vectors, photographs, recipe)
     with processes.first_alone():
@@ -324,6 +332,7 @@ def main(argv: list[str]) -> int:
         return 0
     path = recipe.out / "latent_classifier.safetensors"
     model = load(path)
+    set_lengths(model, recipe)  # those of the recipe now: a resumed run has others of its own
     faces = mixed_latents(mapper, recipe.looks, seed=recipe.seed + 5, truncation=(0.6, 1.0), mixing=0.0)
     lines = set_goals(model, generator, classifiers, load_identity(recipe.identity).to(device), directions.vectors, faces, recipe)
     save(model, path)

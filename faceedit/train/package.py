@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from faceedit.config import CropConfig, EncoderConfig, FusionConfig, GeneratorConfig, ModelConfig
 from faceedit.directions import Directions
@@ -21,11 +20,10 @@ from faceedit.editor import FaceEditor
 from faceedit.errors import DataError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.hub import load_module
-from faceedit.models.frame_net import FrameNet
 from faceedit.models.fusion import FusionGenerator
 from faceedit.models.person_net import PersonNet
-from faceedit.train import latent_classifier, skin
-from faceedit.train.checkpoint import load_generator, read_tensors
+from faceedit.train import frame, latent_classifier, skin
+from faceedit.train.checkpoint import load_encoder, load_generator, read_tensors
 
 # Figures of `evaluate style` that go into the checkpoint, each attribute's own.
 _FIGURES = ("got at +1", "lost at -1", "got at top", "lost at bottom", "identity", "non-zero")
@@ -85,9 +83,8 @@ def main(argv: list[str]) -> int:
 
     generator = load_generator(args.generator)
     encoder = EfficientNetEncoder(generator.n_styles, looks=args.looks)
-    encoder.load_state_dict(load_file(args.encoder))
-    frame_net = FrameNet()
-    frame_net.load_state_dict(load_file(args.frame))
+    load_encoder(encoder, args.encoder)
+    frame_net = frame.load(args.frame)
     person_net: PersonNet | None = None
     if args.person:
         person_net = PersonNet()

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from faceedit.errors import CheckpointError, UsageError
-from faceedit.train.checkpoint import save_tensors
+from faceedit.train.checkpoint import read_tensors, save_tensors
 
 
 class _Layer(NamedTuple):
@@ -92,7 +91,7 @@ class LPIPS(nn.Module):
         Raises:
             CheckpointError: If they are of neither backbone.
         """
-        state = load_file(str(path))
+        state = read_tensors(path)
         convs = sum(key.startswith("conv") and key.endswith(".weight") for key in state)
         backbone = next((name for name, layers in BACKBONES.items() if len(layers) == convs), None)
         if backbone is None:

@@ -42,7 +42,10 @@ def join(device: str = "auto") -> torch.device:
         raise UsageError("Several processes cannot share an mps device. Start one, or use --device cpu.")
     chosen = torch.device(device)
     if device == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        number, has = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if number >= has:
+            raise UsageError(f"This machine has {has} cuda device(s), fewer than processes. Start {has}, or use --device cpu.")
+        chosen = torch.device("cuda", number)
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)

@@ -34,7 +34,6 @@ from faceedit.train.checkpoint import load_encoder, load_generator, read_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, plain, read_recipe
 from faceedit.train.crops import MARGIN, framed, to_unit
 from faceedit.train.data import Faces, load_faces
-from faceedit.train.encoder_losses import EncoderLossWeights
 from faceedit.train.identity import load_identity
 from faceedit.train.judges import Judges
 from faceedit.train.perceptual import LPIPS
@@ -72,10 +71,6 @@ class PspRecipe(TrainRecipe):
     lambda_id: Weight = 0.1  # 1 - cosine of descriptors
     held_out: Count = 64  # photographs kept for choosing, the last ones
 
-    def weights(self) -> EncoderLossWeights:
-        """Weights of the losses."""
-        return EncoderLossWeights(l2=self.lambda_l2, lpips=self.lambda_lpips, id=self.lambda_id)
-
 
 class PspTask(Task):
     """Pictures of photographs' codes; see the module's docstring.
@@ -93,18 +88,21 @@ class PspTask(Task):
         if len(photos) <= recipe.held_out:
             raise DataError(f"Of {len(photos)} photographs {recipe.held_out} are held out. Lower --held-out, or add more.")
         self.trainable = self.encoder = encoder.train()
-        self.judges, self.recipe, self.weights = judges, recipe, recipe.weights()
+        self.judges, self.recipe = judges, recipe
         self.photos, self.held_out = photos.pictures[: -recipe.held_out], photos.pictures[-recipe.held_out :]
         self.device, self.size = encoder.latent_mean.device, judges.side()
+        self._shown: Tensor | None = None
 
     def loss(self, share: Share) -> tuple[Tensor, dict[str, Tensor | float]]:
+        self._shown = None
         photos = to_unit(self.photos[share.pick(len(self.photos)).numpy()]).to(self.device)
         targets = framed(photos, self.size)
         targets = torch.where(share.uniform(0, 1, 1, 1, 1) < 0.5, targets.flip(3), targets)
         targets = targets.contiguous(memory_format=torch.channels_last)
         latents = self.encoder(targets).latents
         losses = self.judges.losses(self.judges.render(latents), targets) | self.latent_losses(latents, share)
-        return self.weights.total(losses), {name: value.detach() for name, value in losses.items()}
+        loss = sum(getattr(self.recipe, f"lambda_{name}") * value for name, value in losses.items())
+        return loss, {name: value.detach() for name, value in losses.items()}
 
     def latent_losses(self, latents: Tensor, share: Share) -> dict[str, Tensor]:
         """Losses of the codes ``(B, n_styles, 512)`` themselves, named as their weights; pSp has none."""
@@ -138,7 +136,7 @@ class PspTask(Task):
 
     def sample_grid(self) -> Tensor | None:
         """The last held-out photographs above what the encoder makes of them."""
-        if not hasattr(self, "_shown"):
+        if self._shown is None:
             self.evaluate()
         return self._shown
 

@@ -39,16 +39,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from faceedit.errors import ConfigError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.generator import Generator
-from faceedit.train.attributes import ATTRIBUTES, Attribute
-from faceedit.train.checkpoint import save_tensors
+from faceedit.train.attributes import ATTRIBUTES, Attribute, require_attributes
+from faceedit.train.checkpoint import load_encoder, save_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
 from faceedit.train.crops import to_unit
+from faceedit.train.data import open_faces
 from faceedit.train.identity import IdentityNet, load_identity
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.proximal import ProximalStep, soft_threshold
@@ -72,6 +72,7 @@ class StyleRecipe(TrainRecipe):
     lpips: Path  # LPIPS AlexNet weights
     identity: Path | None = None  # face identity network; none leaves L_id out
     encoder: Path | None = None  # encoder that inverts the photographs; none learns on generated faces alone
+    corrections: Whole = 2  # that it makes of its first answer, as in the shipped checkpoint
     photos: Path | None = None  # .npy file of the crops stage: the photographs
     attributes: tuple[str, ...] = tuple(ATTRIBUTES)  # directions to learn
     faces: Count = 1200  # generated faces to learn on
@@ -100,11 +101,13 @@ class StyleRecipe(TrainRecipe):
     log_every: Count = 10  # steps between lines of metrics.jsonl
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.attributes if name not in ATTRIBUTES]
-        if unknown or not self.attributes:
-            raise ConfigError(f"attributes: {', '.join(unknown) or 'none given'}. Known: {', '.join(ATTRIBUTES)}.")
+        require_attributes("attributes", self.attributes)
+        if not self.attributes:
+            raise ConfigError(f"attributes: none given. Known: {', '.join(ATTRIBUTES)}.")
         if (self.encoder is None) != (self.photos is None):
             raise ConfigError("encoder and photos go together: give both, or neither to learn on generated faces alone.")
+        if self.ema or self.weight_decay:
+            raise ConfigError("ema and weight_decay must be 0 here: an average of directions has no exact zeros.")
 
 
 @dataclass(frozen=True)
@@ -316,8 +319,9 @@ def build(recipe: StyleRecipe, device: torch.device) -> StyleBranch:
     recipe.out.mkdir(parents=True, exist_ok=True)
     if recipe.encoder and recipe.photos and recipe.real:
         encoder = EfficientNetEncoder(mapper.n_styles)
-        encoder.load_state_dict(load_file(recipe.encoder))
-        photos = np.load(recipe.photos, mmap_mode="r")
+        load_encoder(encoder, recipe.encoder)
+        encoder.looks = recipe.corrections
+        photos = open_faces(recipe.photos).pictures
         photos = photos[np.linspace(0, len(photos) - 1, min(recipe.real, len(photos))).astype(int)]
         codes = torch.cat((codes, invert_crops(encoder.eval(), generator, photos, recipe.out / "inverted.safetensors")))
     held = mixed_latents(mapper, recipe.held_out, seed=recipe.seed + 2, truncation=(0.6, 1.0), mixing=0.0)

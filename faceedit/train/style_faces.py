@@ -17,6 +17,7 @@ from tqdm import tqdm
 from faceedit.errors import UsageError
 from faceedit.models.encoder import Encoder
 from faceedit.models.generator import Generator
+from faceedit.train import processes
 from faceedit.train.checkpoint import load_generator, save_tensors
 from faceedit.train.classifier import AttributeClassifier
 from faceedit.train.crops import framed, to_unit
@@ -102,11 +103,18 @@ def invert_crops(
     Returns:
         ``(N, n_styles, 512)``.
     """
-    key = digest([*encoder.state_dict().values(), torch.from_numpy(np.array(crops[:: max(1, len(crops) // 16)]))])
-    if keep.exists():
-        kept = load_file(keep)
-        if key in kept and len(kept[key]) == len(crops):
-            return kept[key]
+    some = torch.from_numpy(np.array(crops[:: max(1, len(crops) // 16)]))
+    networks = (*encoder.state_dict().values(), *generator.state_dict().values())
+    key = digest([*networks, torch.tensor(encoder.looks), some])
+    with processes.first_alone():
+        kept = load_file(keep) if keep.exists() else {}
+        if len(kept.get(key, ())) != len(crops):
+            kept = {key: _inverted(encoder, generator, crops, margin)}
+            save_tensors(kept, keep)
+    return kept[key]
+
+
+def _inverted(encoder: Encoder, generator: Generator, crops: NDArray[np.uint8], margin: bool) -> Tensor:
     codes, size = [], encoder.input_size
     fast = copy.deepcopy(encoder).to(generator.mean_latent.device, torch.bfloat16, memory_format=torch.channels_last)
     for crop in tqdm(crops, desc="inversions", mininterval=5):
@@ -116,7 +124,6 @@ def invert_crops(
         for _ in range(encoder.looks):
             code = fast.correct(x, code, generator.preview(code.bfloat16())).float()
         codes.append(code.cpu())
-    save_tensors({key: torch.cat(codes)}, keep)
     return torch.cat(codes)
 
 

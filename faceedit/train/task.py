@@ -94,9 +94,13 @@ class Share:
         return self._stack(lambda source: torch.randint(high, shape, generator=source), shape, torch.int64)
 
     def pick(self, n: int) -> Tensor:
-        """One of n things for each sample, each thing once an epoch; int64 ``(n,)`` on the CPU."""
+        """One of n things for each sample, each thing once an epoch; int64 ``(n,)`` on the CPU.
+
+        Two parts of a batch go through the same things in orders of their own.
+        """
         number = [self.before + i - self._offset for i in self.samples]
-        return torch.tensor([int(_order(n, self.seed, i // n)[i % n]) for i in number], dtype=torch.int64)
+        key = (self.seed, self._offset) if self._offset else (self.seed,)
+        return torch.tensor([int(_order(n, *key, i // n)[i % n]) for i in number], dtype=torch.int64)
 
     def sources(self) -> Iterator[torch.Generator]:
         """The source of each sample, for what draws by itself."""

@@ -58,7 +58,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from faceedit.errors import CheckpointError, ConfigError, DivergedError, MissingDependencyError
+from faceedit.errors import CheckpointError, ConfigError, DivergedError, MissingDependencyError, OutputExistsError
 from faceedit.train import processes
 from faceedit.train.checkpoint import load_state, save_state
 from faceedit.train.config import TrainRecipe, plain
@@ -128,6 +128,7 @@ class Trainer:
         recipe, figures = self.recipe, {}
         if self.step >= recipe.steps:
             log.info("%s is complete: step %d of %d", recipe.out, self.step, recipe.steps)
+            self._export()  # a run that was killed between its last state and what follows from it
         start = time.monotonic()
         self._recent_samples, self._recent_seconds = 0, 0.0
         bar = tqdm(total=recipe.steps, initial=self.step, desc=self.task.name, file=sys.stderr,
@@ -297,8 +298,12 @@ class Trainer:
             },
             self.recipe.out / "state.pt",
         )  # fmt: skip
-        with self._watching():
-            self.task.export(self.recipe.out)
+        self._export()
+
+    def _export(self) -> None:
+        if self.main:
+            with self._watching():
+                self.task.export(self.recipe.out)
 
     def _resume(self) -> None:
         """Go on from the folder's last checkpoint, if there is one."""
@@ -327,6 +332,11 @@ class Trainer:
             before = state["recipe"]
             changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
             log.info("resumed at step %d%s", self.step, f"; changed: {', '.join(changed)}" if changed else "")
+        elif (made := out / f"{self.task.name}.safetensors").exists():
+            raise OutputExistsError(
+                f"{str(made)!r} is there, and no state of a run to go on from: a new run would replace it. Choose another "
+                "--out, or move it away."
+            )
         if self.main:
             out.mkdir(parents=True, exist_ok=True)
             (out / "recipe.json").write_text(json.dumps(now, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """The CelebA subset: splits and halves that never mix, pictures with their own labels."""
 
 import pytest
+from PIL import Image
 from tiny_celeba import write_celeba
 
 from faceedit.errors import DataError
@@ -28,6 +29,16 @@ def test_pictures_come_with_their_own_labels(tmp_path):
     assert names == ("Bright", "Other")
     assert labels.tolist() == [[1, 0], [0, 1]]
     assert pictures[0].float().mean() > pictures[1].float().mean() + 100
+
+
+def test_pictures_of_another_size_and_missing_ones_are_refused_by_name(tmp_path):
+    write_celeba(tmp_path, 4)
+    (tmp_path / "images" / "000002.jpg").unlink()
+    Image.new("RGB", (178, 218)).save(tmp_path / "images" / "000003.jpg")
+    with pytest.raises(DataError, match="000002.jpg"):
+        read_celeba(tmp_path, ["000001.jpg", "000002.jpg"])
+    with pytest.raises(DataError, match="000003.jpg.*178x218 pixels, not 89x109"):
+        read_celeba(tmp_path, ["000003.jpg"])
 
 
 def test_a_picture_without_labels_is_refused(tmp_path):

@@ -140,12 +140,22 @@ def test_photographs_keep_their_middle_and_their_kind_of_noise():
     assert 0.4 < untouched < 0.8
 
 
+def test_a_grid_is_of_the_network_as_it_is_now(generator, tmp_path):
+    task, recipe = make_task(generator, tmp_path)
+    with torch.no_grad():
+        task.evaluate()
+        before = task.sample_grid()
+        task.loss(Share(0, 2, range(recipe.batch), recipe.batch))
+        task.encoder.to_base.bias.add_(0.5)
+        assert not torch.equal(task.sample_grid()[1], before[1])
+
+
 def test_held_out_figures_and_the_grid_are_of_the_last_photographs(generator, tmp_path):
     task, _ = make_task(generator, tmp_path)
     with torch.no_grad():
         figures = task.evaluate()
         assert set(figures) == {"psnr", "psnr_first", "lpips", "lpips_first", "l2"}
-        y = generator.preview(task._answer(task.sample_grid()[0], task.encoder.looks)).clamp(-1, 1)
+        y = generator.preview(task._answer(task.sample_grid()[0], task.recipe.corrections)).clamp(-1, 1)
     x = task.sample_grid()[0]
     assert task.sample_grid().shape == (2, 2, 3, SIZE, SIZE)
     assert torch.allclose(x, module.to_unit(task.held_out)[..., 2:34, 2:34], atol=1e-6)

@@ -204,6 +204,10 @@ def test_contradictions_are_refused():
         recipe("run", faces=200, held_out=200)
     with pytest.raises(ConfigError, match="encoder and photos"):
         recipe("run", encoder="encoder.safetensors")
+    for field in ("goal_of", "longest_of", "shortest_of", "identity_bars"):
+        with pytest.raises(ConfigError, match="glases"):
+            recipe("run", **{field: {"glases": 1.0}})
+    assert recipe("run", identity_bars={"glasses+": 0.7}).identity_bars
 
 
 def test_the_command_trains_sets_goals_and_says_them(tmp_path, capsys):
@@ -223,3 +227,7 @@ def test_the_command_trains_sets_goals_and_says_them(tmp_path, capsys):
     model = load(tmp_path / "run" / "latent_classifier.safetensors")
     assert model.attributes == ("smile",) and bool((model.goals != 0).any())
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["rows"] == 4
+    # The same run with other lengths: they are those that are told now.
+    assert stage.main([*arguments, "--longest-of", "smile=0.7", "--shortest-of", "smile=0.6"]) == 0
+    again = load(tmp_path / "run" / "latent_classifier.safetensors")
+    assert (float(again.shortest), float(again.longest)) == pytest.approx((0.6, 0.7))

@@ -4,10 +4,12 @@ import dataclasses
 import math
 import signal
 
+import numpy as np
 import pytest
 import torch
 from banded_world import DIM, ENTRIES, NAMES, ROWS, Classifier, Distance, Generator
 from safetensors.torch import load_file, save_file
+from tiny_editor import make_editor
 
 from faceedit.directions import Directions
 from faceedit.errors import ConfigError, DataError, UsageError
@@ -17,7 +19,8 @@ from faceedit.train.calibrate import CalibrateRecipe, allowed_scale, calibrate, 
 from faceedit.train.crops import to_unit
 from faceedit.train.proximal import ProximalStep, soft_threshold
 from faceedit.train.style import SKIN, StyleBranch, StyleRecipe, root_correlation, tone
-from faceedit.train.style_faces import Classifiers, StyleFaces, look_at
+from faceedit.train import style_faces
+from faceedit.train.style_faces import Classifiers, StyleFaces, invert_crops, look_at
 from faceedit.train.task import Share
 from faceedit.train.trainer import Trainer
 
@@ -277,6 +280,11 @@ def test_calibrated_strength_one_turns_the_share(tmp_path):
     after = generator.truth(codes + scaled["smile"])[:, 0]
     assert (after[lacking] > 0).float().mean() == pytest.approx(0.8, abs=0.08)
     assert ranges["smile"][0] == -ranges["smile"][1] and 1 <= ranges["smile"][1] <= 1.25
+    for longest in (1.0, 1.1):  # never further than that, whatever quarter is next
+        _, ranges = calibrate(generator, classifiers, Anybody(), {"smile": direction}, codes, dataclasses.replace(settings, longest=longest))
+        assert ranges["smile"] == pytest.approx((-longest, longest), abs=0.1) and ranges["smile"][1] <= longest
+    with pytest.raises(ConfigError, match="longest"):
+        dataclasses.replace(settings, longest=0.9)
     with pytest.raises(DataError):
         calibrate(generator, classifiers, Anybody(), {"age": useless}, codes, settings)
     kept, _ = calibrate(generator, classifiers, Person(), vectors, codes, dataclasses.replace(settings, identity_local=0.999))
@@ -299,3 +307,33 @@ def test_calibrated_directions_join_those_of_another_file(tmp_path, monkeypatch,
     assert torch.equal(found.vectors["age"], new.vectors["age"]) and torch.equal(found.vectors["beard"], old.vectors["beard"])
     assert found.ranges["age"] == (-1.5, 1.5) and found.resolve("older") == "age"
     assert "1 directions calibrated, 2 written" in capsys.readouterr().out
+
+
+def test_inversions_are_kept_for_the_same_networks_corrections_and_pictures(tmp_path, monkeypatch):
+    editor = make_editor()
+    encoder, generator = editor.encoder, editor.to(dtype=torch.bfloat16).generator
+    torch.nn.init.normal_(encoder.to_correction[1].weight, std=0.1)
+    crops = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    made, real = [], style_faces._inverted
+    monkeypatch.setattr(style_faces, "_inverted", lambda *args: made.append(1) or real(*args))
+
+    def inverted(crops=crops, generator=generator):
+        return invert_crops(encoder, generator, crops, tmp_path / "codes.safetensors", margin=False)
+
+    encoder.looks = 1
+    once = inverted()
+    assert torch.equal(inverted(), once) and len(made) == 1 and once.shape == (3, *editor.directions.shape)
+    encoder.looks = 2
+    assert not torch.equal(inverted(), once) and len(made) == 2
+    encoder.looks = 1
+    other = editor.to(dtype=torch.bfloat16).generator
+    other.preview_head.bias.add_(1)
+    assert not torch.equal(inverted(generator=other), once) and len(made) == 3
+    assert not torch.equal(inverted(255 - crops), once) and len(made) == 4
+    assert torch.equal(inverted(), once)
+
+
+@pytest.mark.parametrize("setting", [{"ema": 0.9}, {"weight_decay": 0.1}])
+def test_what_would_undo_exact_zeros_is_refused(tmp_path, setting):
+    with pytest.raises(ConfigError, match="exact zeros"):
+        StyleRecipe(out=tmp_path, generator=tmp_path, classifiers=(tmp_path,), lpips=tmp_path, **setting)

@@ -19,6 +19,7 @@ from faceedit.errors import (
     ConfigError,
     DivergedError,
     MissingDependencyError,
+    OutputExistsError,
     UsageError,
 )
 from faceedit.train import checkpoint, processes
@@ -136,6 +137,16 @@ def test_the_mean_of_a_part_is_the_same_however_the_batch_is_cut(cuts):
     assert rows == Share(0, 3, range(8), 8, before=24).part(5, 8).pick(6).tolist()
 
 
+def test_two_parts_go_through_the_same_things_in_other_orders():
+    rows = [[], []]
+    for step in range(6):
+        share = Share(0, step, range(8), 8, before=8 * step)
+        for own, part in zip(rows, (share.part(2, 4), share.part(6, 8)), strict=True):
+            own += part.pick(12).tolist()
+    assert sorted(rows[0]) == sorted(rows[1]) == list(range(12))
+    assert rows[0] != rows[1]
+
+
 def test_an_empty_part_gives_empty_draws_and_a_mean_of_zero():
     part = Share(0, 0, range(4), 8).part(6, 8)
     assert part.normal(3).shape == (0, 3) and part.pick(5).shape == (0,)
@@ -203,6 +214,28 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(tmp_path):
     assert again.step == 2
     again.run()
     assert_same(again, trained(tmp_path / "whole", ema=0.9))
+
+
+def test_a_kill_before_the_last_export_is_made_good_by_the_same_command(tmp_path):
+    whole = trained(tmp_path, save_every=2, ema=0.9)
+    made = tmp_path / "toy.safetensors"
+    wanted = made.read_bytes()
+    for older in (b"weights of step 4", None):
+        made.unlink()
+        if older:
+            made.write_bytes(older)
+        again = trained(tmp_path, save_every=2, ema=0.9)
+        assert made.read_bytes() == wanted
+        assert_same(again, whole)
+
+
+def test_weights_without_a_state_are_not_replaced(tmp_path):
+    trained(tmp_path)
+    (tmp_path / "state.pt").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(OutputExistsError, match="no state of a run"):
+        build(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_a_kill_between_the_two_renames_leaves_the_one_before(tmp_path, monkeypatch):
