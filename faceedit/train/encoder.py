@@ -3,7 +3,7 @@
 ``python -m faceedit.train encoder --config encoder --out FOLDER``
 
 Each batch mixes both kinds. A generated face teaches its true code and its picture; a real one only
-its picture, through the frozen generator's preview:
+its picture, through the frozen generator's preview, or with ``full`` its whole pass reduced to 256 px:
 
     L = L2 + l_lpips LPIPS + l_id (1 - centred cosine) + l_code |w - w*|^2 + l_offset |rows - their mean|^2
 
@@ -36,7 +36,7 @@ from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight
 from faceedit.train.crops import MARGIN, framed, to_unit
 from faceedit.train.data import Faces, load_faces
 from faceedit.train.identity import load_identity
-from faceedit.train.judges import Judges
+from faceedit.train.judges import SIDE, Judges
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.synthetic import generated_faces, mixed_latents
 from faceedit.train.trainer import Share, Task, Trainer, begin
@@ -70,6 +70,7 @@ class EncoderRecipe(TrainRecipe):
     ema: Fraction = 0.998  # decay of the averaged weights, which are what is shipped
     bf16: bool = True  # bfloat16 where autocast finds it safe
     compile: bool = False  # torch.compile; takes a compiler
+    full: bool = False  # whole pictures, reduced to 256 px, in place of previews; four times as dear
     lambda_l2: Weight = 1.0  # on pixels in [-1, 1]
     lambda_lpips: Weight = 0.8  # as pSp
     lambda_id: Weight = 0.1  # as pSp
@@ -187,18 +188,18 @@ class EncoderTask(Task):
             return self._encode(inputs).latents
         with torch.no_grad():
             latents = self._answer(inputs, corrections=int(again))
-            seen = self.judges.render(latents)
+            seen = self.judges.preview(latents)
         return self.encoder.correct(inputs, latents, seen)
 
     def _answer(self, inputs: Tensor, corrections: int) -> Tensor:
         """The encoder's code after some corrections."""
         latents = self._encode(inputs).latents
         for _ in range(corrections):
-            latents = self.encoder.correct(inputs, latents, self.judges.render(latents))
+            latents = self.encoder.correct(inputs, latents, self.judges.preview(latents))
         return latents
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out photographs: PSNR in dB on [0, 1] and losses, 256 px preview.
+        """Held-out photographs: PSNR in dB on [0, 1] and losses, at 256 px as they are trained.
 
         ``psnr_first`` and ``lpips_first`` are of the first answer, the others of the last.
         """
@@ -229,7 +230,7 @@ def main(argv: list[str]) -> int:
     codes = torch.cat((plain, broken))
     w = generator.map(torch.randn(4096, generator.style_dim))
     generator.to(device)
-    generated = generated_faces(generator, codes, recipe.out / "generated.npy")
+    generated = generated_faces(generator, codes, recipe.out / "generated.npy", SIDE if recipe.full else 0)
     size = round(generated.pictures.shape[1] * MARGIN)
     photos = load_faces(recipe.photos, recipe.out / "photos.npy", size=size, margin=MARGIN)
 
@@ -245,6 +246,7 @@ def main(argv: list[str]) -> int:
         generator.to(torch.bfloat16 if recipe.bf16 else torch.float32, memory_format=torch.channels_last),
         LPIPS.from_file(recipe.lpips).to(device, memory_format=torch.channels_last),
         identity,
+        full=recipe.full,
         compiled=recipe.compile,
     )
     Trainer(EncoderTask(encoder, judges, recipe, codes, generated, photos), recipe, device).run()

@@ -14,7 +14,7 @@ from faceedit.train.identity import IdentityNet
 from faceedit.train.metrics import psnr
 from faceedit.train.perceptual import LPIPS
 
-_SIDE = 256  # of a full picture, pooled: what pSp's and e4e's losses see
+SIDE = 256  # of a full picture, pooled: what pSp's and e4e's losses see
 _HELD_OUT_BATCH = 8
 
 
@@ -27,7 +27,7 @@ class Judges:
         lpips: Perceptual distance.
         identity: Who is seen; None leaves that loss out.
         full: Draw whole pictures, pooled to 256 px, and not the generator's previews.
-        compiled: Compile previews and LPIPS, which takes a minute once and saves time in every step.
+        compiled: Compile what draws and LPIPS, which takes a minute once and saves time in every step.
     """
 
     generator: Generator
@@ -37,21 +37,25 @@ class Judges:
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        self._preview, self._features = self.generator.preview, self.lpips.features
-        if self.compiled:
-            self._preview, self._features = torch.compile(self._preview), torch.compile(self._features)
+        parts = (self.generator.preview, self._reduced, self.lpips.features)
+        self._preview, self._whole, self._features = map(torch.compile, parts) if self.compiled else parts
 
     def render(self, codes: Tensor) -> Tensor:
         """Pictures of codes ``(B, n_styles, 512)``: previews, or ``(B, 3, 256, 256)`` if ``full``."""
+        return self._each(self._whole if self.full else self._preview, codes)
+
+    def preview(self, codes: Tensor) -> Tensor:
+        """Previews in any case: what an encoder's corrections look at."""
+        return self._each(self._preview, codes)
+
+    def _each(self, draw: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
         codes = codes.to(self.generator.mean_latent.dtype)
         # On a CPU one code at a time: one face's maps stay in the cache.
         at_once = 1 if codes.device.type == "cpu" else len(codes)
-        return torch.cat([self._draw(part) for part in codes.split(at_once)])
+        return torch.cat([draw(part) for part in codes.split(at_once)])
 
-    def _draw(self, codes: Tensor) -> Tensor:
-        if not self.full:
-            return self._preview(codes)
-        return F.avg_pool2d(self.generator(codes), max(1, self.generator.resolution // _SIDE))
+    def _reduced(self, codes: Tensor) -> Tensor:
+        return F.avg_pool2d(self.generator(codes), max(1, self.generator.resolution // SIDE))
 
     @torch.no_grad()
     def side(self) -> int:

@@ -13,6 +13,7 @@ from faceedit.errors import ConfigError, DataError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.train import encoder as module
+from faceedit.train import judges as judging
 from faceedit.train.data import Faces
 from faceedit.train.encoder import EncoderRecipe, EncoderTask, Judges, degraded, jittered
 from faceedit.train.perceptual import LPIPS
@@ -43,7 +44,7 @@ def make_task(generator, tmp_path, **settings):
     pictures = np.random.default_rng(0).integers(0, 256, (8, 36, 36, 3), np.uint8)
     generated = generated_faces(generator, codes, tmp_path / "generated.npy")
     photos = Faces(pictures, tuple(map(str, range(8))))
-    return EncoderTask(encoder, Judges(generator, LPIPS(), None, compiled=recipe.compile), recipe, codes, generated, photos), recipe
+    return EncoderTask(encoder, Judges(generator, LPIPS(), None, full=recipe.full, compiled=recipe.compile), recipe, codes, generated, photos), recipe
 
 
 def test_generated_faces_are_the_previews_of_their_codes_and_drawn_once(generator, tmp_path, monkeypatch):
@@ -90,7 +91,8 @@ def test_parts_of_a_batch_add_up_to_the_whole(generator, tmp_path):
 def test_each_phase_does_what_it_says(generator, tmp_path, monkeypatch):
     task, recipe = make_task(generator, tmp_path)
     rendered = []
-    monkeypatch.setattr(task.judges, "render", lambda codes: rendered.append(len(codes)) or generator.preview(codes))
+    for draw in ("render", "preview"):
+        monkeypatch.setattr(task.judges, draw, lambda codes: rendered.append(len(codes)) or generator.preview(codes))
     figures = []
     for step in range(3):
         n = task.batch(step) or recipe.batch
@@ -98,6 +100,23 @@ def test_each_phase_does_what_it_says(generator, tmp_path, monkeypatch):
     # codes alone; the first answer's picture; the picture that the correction looks at, and its own
     assert figures == [{"code", "offset"}] + 2 * [{"code", "offset", "l2", "lpips"}]
     assert rendered[0] == 4 and len(rendered) in (3, 4)
+
+
+def test_with_full_the_loss_is_of_whole_pictures_and_corrections_look_at_previews(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "SIDE", SIZE)
+    task, recipe = make_task(generator, tmp_path, full=True)
+    code = task.codes[:2]
+    whole = torch.nn.functional.avg_pool2d(generator(code), 2)
+    torch.testing.assert_close(task.judges.render(code), whole)
+    assert not torch.allclose(task.judges.render(code), generator.preview(code))
+    torch.testing.assert_close(task.judges.preview(code), generator.preview(code))
+    seen, plain = [], task.encoder.correct
+    monkeypatch.setattr(task.encoder, "correct", lambda image, latents, s: seen.append((latents, s)) or plain(image, latents, s))
+    figures = task.loss(Share(0, 2, range(recipe.batch), recipe.batch))[1]
+    with torch.no_grad():
+        torch.testing.assert_close(seen[0][1], generator.preview(seen[0][0]))
+        task.evaluate()
+    assert set(figures) == {"code", "offset", "l2", "lpips"} and len(seen) > 2
 
 
 def test_corrections_are_trained_as_often_as_asked(generator, tmp_path, monkeypatch):
