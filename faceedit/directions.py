@@ -236,7 +236,9 @@ class Directions:
             if own in given:
                 raise UsageError(f"{given[own]!r} and {name!r} are the same attribute: give one of them")
             if isinstance(strength, bool) or not isinstance(strength, Real) or not abs(strength) <= _MOST:
-                raise StrengthError(f"the strength of {name!r} must be a finite number such as 1.0, of at most {_MOST}, not {strength!r}")
+                raise StrengthError(
+                    f"the strength of {name!r} must be a finite number such as 1.0, of at most {_MOST}, not {strength!r}"
+                )
             given[own], checked[own] = name, float(strength)
         return checked
 

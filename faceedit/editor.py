@@ -518,7 +518,7 @@ class FaceEditor:
         outlines = [(None,) * 3 if self._frame_net is None else self._frame_net.outlines(target) for target in targets]
         if len(faces) > 1:
             # Each face's own: a part of the batch would keep all of it in memory.
-            targets, skins = [target.clone() for target in targets], [None if skin is None else skin.clone() for skin in skins]
+            targets, skins = ([None if part is None else part.clone() for part in all_] for all_ in (targets, skins))
         return [
             Inversion(
                 latents=latents[i].cpu(),
@@ -641,8 +641,9 @@ class FaceEditor:
 
         Returns:
             The whole photograph, in the type in which it was given (a path, bytes or a file gives a
-            PIL image, which `save` writes with the photograph's profile and EXIF), or an `EditResult`. An inversion without its photograph (one read from a
-            file) gives the edited aligned face.
+            PIL image, which `save` writes with the photograph's profile and EXIF), or an
+            `EditResult`. An inversion without its photograph (one read from a file) gives the edited
+            aligned face.
 
         Raises:
             UnknownAttributeError: There is no such attribute.
@@ -655,7 +656,9 @@ class FaceEditor:
             found = self._find(images.read(image), faces, aligned, landmarks, landmark_predictor)
             inversions = self._invert(found, steps, progress, reconstruct=not preview and (refine or not self._fusion))
         elif aligned or landmarks is not None or landmark_predictor is not None or steps or not _is_largest(faces):
-            raise UsageError("an inversion has its face and its code already: give faces, aligned, landmarks and steps to invert")
+            raise UsageError(
+                "an inversion has its face and its code already: give faces, aligned, landmarks and steps to invert"
+            )
         result = self._edit(inversions, wanted, preview, refine, explain)
         return result if return_result else result.image
 

@@ -57,6 +57,7 @@ def read_celeba(folder: str | Path, files: Sequence[str]) -> tuple[Tensor, Tenso
             raise DataError(f"{str(folder / 'images' / name)!r} cannot be read: {error}") from None
         with picture:
             if picture.size != CELEBA_SIZE:
-                raise DataError(f"{name} in {str(folder)!r} has {picture.width}x{picture.height} pixels, not {width}x{height}.")
+                size = f"{picture.width}x{picture.height}"
+                raise DataError(f"{name} in {str(folder)!r} has {size} pixels, not {width}x{height}.")
             pictures[i] = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
     return pictures, labels, table.attributes

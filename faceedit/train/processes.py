@@ -44,7 +44,9 @@ def join(device: str = "auto") -> torch.device:
     if device == "cuda":
         number, has = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if number >= has:
-            raise UsageError(f"This machine has {has} cuda device(s), fewer than processes. Start {has}, or use --device cpu.")
+            raise UsageError(
+                f"This machine has {has} cuda device(s), fewer than processes. Start {has}, or use --device cpu."
+            )
         chosen = torch.device("cuda", number)
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
