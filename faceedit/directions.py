@@ -33,8 +33,8 @@ from faceedit.errors import (
 __all__ = ["ALIASES", "Directions", "translate_rows"]
 
 FORMAT = "faceedit-directions-1"
-_MOST = 10_000  # a strength far beyond any use, at which a picture is still finite
 PREFIX = "directions."
+_MOST = 10_000  # a strength far beyond any use, at which a picture is still finite
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "smile": ("smiling", "happy"),
@@ -384,7 +384,7 @@ class Directions:
             "source": source,
             "directions": json.dumps(self.describe()),
         }
-        with files.write_whole(Path(path), overwrite) as temporary:
+        with files.write_whole(path, overwrite) as temporary:
             temporary.write_bytes(save(self.to_tensors(), metadata))
 
     @classmethod

@@ -21,7 +21,7 @@ from faceedit import hub, images
 from faceedit.blend import compose, face_parts
 from faceedit.config import AttributeInfo, FusionConfig, LatentClassifierConfig, ModelConfig
 from faceedit.crop import CropFrame
-from faceedit.directions import Directions
+from faceedit.directions import PREFIX, Directions
 from faceedit.errors import CheckpointError, ConfigError, FaceEditError, FaceSelectionError, NoFaceError, UsageError
 from faceedit.faces import Face, FaceChoice
 from faceedit.images import ImageSource, Picture
@@ -200,7 +200,7 @@ class FaceEditor:
         for prefix, module in networks.items():
             hub.load_module(module, tensors, prefix)
         directions = Directions.from_tensors(
-            {name: tensor.float() for name, tensor in tensors.items() if name.startswith("directions.")},
+            {name: tensor.float() for name, tensor in tensors.items() if name.startswith(PREFIX)},
             {"attributes": [
                 {"name": name, "aliases": info.aliases, "range": info.range,
                  "description": info.description, "success": info.success}
@@ -626,7 +626,7 @@ class FaceEditor:
         Args:
             image: A photograph of any accepted kind; or what `invert` returned, which costs only
                 one generator pass a face.
-            strengths: Attribute to strength; 1.0 is one clearly visible step, -1.0 its mirror. A step is as long as
+            strengths: Attribute to strength; 1.0 is one clearly visible step, -1.0 one the other way. A step is as long as
                 this face needs: see `LatentClassifier`.
             faces, aligned, landmarks, landmark_predictor, steps, progress: As for `invert`; not with an inversion,
                 which has all that already.

@@ -42,9 +42,9 @@ _FRONTAL_SIDES = (480, 960)  # longest side that the frontal detector sees: at l
 _SURE = 0.5  # a frontal detection with a lower score is confirmed by the convolutional detector
 _AROUND_SIDE = 176  # longest side of the surroundings that it sees for that
 _CONVOLUTIONAL_SIDES = (320, 640)  # tried in this order; time grows with the square
+_CONVOLUTIONAL_SHIFT = 0.1  # how far its boxes lie above the frontal detector's, in sides
 _SAME_FACE = 0.5  # boxes that overlap by more are of one face (intersection over union)
 _LARGEST_BOX = 4  # longest side of a given box, in the photo's longest sides
-_CONVOLUTIONAL_SHIFT = 0.1  # how far its boxes lie above the frontal detector's, in sides
 _detectors = threading.local()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from faceedit.errors import ConfigError
 
-__all__ = ["ATTRIBUTES", "Attribute", "related"]
+__all__ = ["ATTRIBUTES", "Attribute", "related", "require_attributes"]
 
 
 @dataclass(frozen=True)
