@@ -1,15 +1,19 @@
 """Aligned crops of real photographs for the encoder's training, cut once and kept.
 
-``python -m faceedit.train crops --photos DIR --out FILE [--landmarks FIVE_POINT.dat --generator FILE]``
+``python -m faceedit.train crops --photos DIR --out FILE [--landmarks FIVE_POINT.dat --generator FILE]
+[--part train] [--apart-from DIR --identity FILE]``
 
 Frames come from the packaged frame net, or from dlib's 5-point landmarks (CC0: four eye corners and the
 nose). Those do not give an FFHQ frame by its formula, which needs the mouth. Generated faces are aligned
 already, so how their frame hangs on the five points is a small linear regression, and its error is known.
+
+Whoever looks like somebody in a set that is tested on can be left out, so that nobody is in both.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +29,11 @@ from faceedit.crop import CropFrame
 from faceedit.errors import UsageError
 from faceedit.faces import Box, detect, find, landmarks
 from faceedit.models.generator import Generator
+from faceedit.train.arcface import ArcFace
+from faceedit.train.celeba import SPLITS, split_files
 from faceedit.train.checkpoint import load_generator
-from faceedit.train.data import load_faces
+from faceedit.train.data import Faces, digest, load_faces, open_folder
+from faceedit.train.identity import DlibFaceNet, identity_chip, load_identity
 from faceedit.train.synthetic import mixed_latents
 
 log = logging.getLogger(__name__)
@@ -110,6 +117,30 @@ class FivePointFramer:
         return self.to_frame(landmarks(pixels, box or find(pixels)[0].box, self.predictor, points=5))
 
 
+class Strangers:
+    """A sieve (see `faceedit.train.data.Sieve`) that keeps who looks like nobody in another set.
+
+    Args:
+        network: dlib's.
+        others: Crops of that set, cut with a margin of `MARGIN`.
+        near: Distance of dlib descriptors below which two faces are taken for one person.
+    """
+
+    def __init__(self, network: DlibFaceNet, others: Faces, near: float) -> None:
+        self.network, self.near = network, near
+        self.descriptors = self._describe(others.pictures)
+        self.key = f"strangers {near} {digest([self.descriptors])}"
+
+    @torch.no_grad()
+    def _describe(self, crops: NDArray[np.uint8]) -> Tensor:
+        x = to_unit(crops)
+        return self.network(identity_chip(framed(x, round(x.shape[-1] / MARGIN))))
+
+    def __call__(self, crop: NDArray[np.uint8]) -> str | None:
+        distance = torch.cdist(self._describe(crop[None]), self.descriptors).min().item()
+        return f"a descriptor of the other set is {distance:.2f} away" if distance < self.near else None
+
+
 def main(argv: list[str]) -> int:
     """Command line entry; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="faceedit.train crops", description=__doc__)
@@ -118,13 +149,31 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--generator", help="generator with a preview head, for --landmarks")
     parser.add_argument("--out", required=True, help=".npy file of uint8 crops; a .json beside it has their names")
     parser.add_argument("--size", type=int, default=288)
+    parser.add_argument("--part", choices=SPLITS, help="of CelebA: cut this part of its split only")
+    parser.add_argument("--apart-from", type=Path, help="folder of photographs; leave out whoever looks like one of them")
+    parser.add_argument("--identity", type=Path, help="from faceedit.train identity, for --apart-from")
+    parser.add_argument("--near", type=float, default=0.5, help="descriptors that are nearer look alike (%(default)s)")
     args = parser.parse_args(argv)
     if (args.landmarks is None) != (args.generator is None):
         raise UsageError("--landmarks and --generator go together: frames by five points are fitted on generated faces")
+    if (args.apart_from is None) != (args.identity is None):
+        raise UsageError("--apart-from and --identity go together: who looks like whom is told by the identity network")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    framer = None
+    folder = open_folder(args.photos)
+    if args.part is not None:
+        part = set(split_files(args.part))
+        folder = dataclasses.replace(folder, names=tuple(name for name in folder.names if name in part))
+        if not folder.names:
+            raise UsageError(f"--part {args.part}: {str(args.photos)!r} has no picture of it, {min(part)} to {max(part)}")
+    framer = sieve = None
     if args.landmarks is not None:
         framer = FivePointFramer(fit(load_generator(args.generator), args.landmarks), args.landmarks)
-    faces = load_faces(args.photos, args.out, size=args.size, margin=MARGIN, framer=framer)
+    if args.apart_from is not None:
+        others = load_faces(args.apart_from, f"{args.out}.apart.npy", size=args.size, margin=MARGIN)
+        network = load_identity(args.identity)
+        if isinstance(network, ArcFace):
+            raise UsageError(f"{str(args.identity)!r} is an ArcFace: --near is a distance of dlib's, give what the identity stage made")
+        sieve = Strangers(network, others, args.near)
+    faces = load_faces(folder, args.out, size=args.size, margin=MARGIN, framer=framer, sieve=sieve)
     print(f"{len(faces)} crops of {args.size} px, {MARGIN} times the frame, in {args.out}")
     return 0

@@ -64,6 +64,19 @@ class Framer(Protocol):
         """The frame in ``(H, W, 3)`` of the face in this box; of the largest that is found, if None."""
 
 
+class Sieve(Protocol):
+    """Says which crops are not to be trained on.
+
+    Attributes:
+        key: Says which sieve it is: crops are cut anew when it changes.
+    """
+
+    key: str
+
+    def __call__(self, crop: NDArray[np.uint8]) -> str | None:
+        """Why this crop ``(S, S, 3)``, margin included, is left out; None if it is kept."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder of pictures whose layout was recognised.
@@ -221,39 +234,42 @@ class Faces:
 
 
 def load_faces(
-    source: str | Path, keep: str | Path, *, size: int, margin: float = 1.0, aligned: bool | None = None,
-    framer: Framer | None = None,
+    source: str | Path | Folder, keep: str | Path, *, size: int, margin: float = 1.0, aligned: bool | None = None,
+    framer: Framer | None = None, sieve: Sieve | None = None,
 ) -> Faces:  # fmt: skip
     """Aligned crops of the pictures in a folder, cut at the first call and kept.
 
     Pictures that cannot be read or have no face are reported once and left out.
 
     Args:
-        source: Folder as :func:`open_folder` knows them, or an ``.npy`` file of crops.
+        source: Folder as :func:`open_folder` knows them, or what it gave; or an ``.npy`` file of crops.
         keep: ``.npy`` file for the crops.
         size: Side of a crop in pixels, margin included.
         margin: Side of a crop in sides of its frame: above 1, training can move the frame.
         aligned: As for :func:`open_folder`.
         framer: Finds frames in photographs; None for the packaged frame net.
+        sieve: Says which crops are left out; None keeps all.
 
     Raises:
         DataError: No picture could be used.
     """
     if str(source).endswith(".npy"):
         return open_faces(source)
-    folder = open_folder(source, aligned)
+    folder = source if isinstance(source, Folder) else open_folder(source, aligned)
     if folder.frame == "find" and framer is None:
         framer = NetFramer()
     state = [(name, *_stat(folder.root / name), folder.boxes.get(name)) for name in folder.names]
     key = {
         "version": _VERSION, "size": size, "margin": margin, "frame": folder.frame if framer is None else framer.key,
         "pictures": hashlib.blake2b(json.dumps(state).encode(), digest_size=8).hexdigest(),
+        **({} if sieve is None else {"sieve": sieve.key}),
     }  # fmt: skip
 
     def crops() -> Iterator[tuple[str, NDArray[np.uint8] | str]]:
         for name in tqdm(folder.names, desc=f"crops of {folder.layout}", mininterval=5, disable=processes.rank() > 0):
             try:
-                yield name, _crop(folder, name, framer, size, margin)
+                crop = _crop(folder, name, framer, size, margin)
+                yield name, (sieve and sieve(crop)) or crop
             except (FaceEditError, ValueError, OSError) as error:
                 yield name, str(error)
 

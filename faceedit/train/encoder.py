@@ -3,7 +3,8 @@
 ``python -m faceedit.train encoder --config encoder --out FOLDER``
 
 Each batch mixes both kinds. A generated face teaches its true code and its picture; a real one only
-its picture, through the frozen generator's preview, or with ``full`` its whole pass reduced to 256 px:
+its picture, through the frozen generator's preview, or with ``full`` its whole pass reduced to 256 px. ``small_photos``
+adds people in pictures of few pixels; what is drawn for them is reduced to as few before it is compared:
 
     L = L2 + l_lpips LPIPS + l_id (1 - centred cosine) + l_code |w - w*|^2 + l_offset |rows - their mean|^2
 
@@ -25,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from faceedit.errors import ConfigError, DataError
@@ -49,6 +51,9 @@ class EncoderRecipe(TrainRecipe):
     network: Literal["efficientnet", "psp", "e4e"] = "efficientnet"  # the others' settings: --network psp --help
     generator: Path  # safetensors file with the preview head, or a checkpoint folder
     photos: Path  # .npy file of the crops stage, or a folder of photographs or FFHQ crops
+    small_photos: Path | None = None  # as photos, of people beyond those, in pictures of few pixels
+    small: Whole = 0  # of them in a batch; the loss sees what is drawn for them, too, in small_side pixels
+    small_side: Count = 80  # side of their faces' frames in pixels
     imagenet: Path  # wheel or .pth of efficientnet-lite0
     lpips: Path  # AlexNet and its linear heads, safetensors
     identity: Path | None = None  # made by the identity stage; none leaves that loss out
@@ -80,8 +85,13 @@ class EncoderRecipe(TrainRecipe):
     held_out: Count = 64  # real crops kept for choosing, the last of the file
 
     def __post_init__(self) -> None:
-        if self.generated >= self.batch:
-            raise ConfigError(f"generated ({self.generated}) must be below batch ({self.batch}): the others are real.")
+        if self.generated + self.small >= self.batch:
+            raise ConfigError(
+                f"generated ({self.generated}) and small ({self.small}) must be below batch ({self.batch}): the others are "
+                "real photographs."
+            )
+        if bool(self.small) != (self.small_photos is not None):
+            raise ConfigError("small and small_photos go together: how many in a batch, and which.")
 
 
 def jittered(x: Tensor, share: Share, size: int) -> Tensor:
@@ -98,6 +108,12 @@ def jittered(x: Tensor, share: Share, size: int) -> Tensor:
     return ((x + 1) * gain - 1).clamp(-1, 1)
 
 
+def reduced(x: Tensor, side: int) -> Tensor:
+    """Pictures ``(B, 3, S, S)`` with no finer detail than those of ``side`` pixels have, of the same size."""
+    small = F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=False)
+
+
 def degraded(x: Tensor, share: Share) -> Tensor:
     """What the encoder is shown of ``x``: some pictures blurred by a random downscale, some noisy.
 
@@ -107,9 +123,7 @@ def degraded(x: Tensor, share: Share) -> Tensor:
     for i, source in enumerate(share.sources()):
         draw, amount = torch.rand(2, generator=source).tolist()
         if draw < 0.25:
-            small = int(size * (0.25 + 0.625 * amount))
-            y = F.interpolate(x[i : i + 1], (small, small), mode="bilinear", antialias=True, align_corners=False)
-            out[i] = F.interpolate(y, (size, size), mode="bilinear", align_corners=False)[0]
+            out[i] = reduced(x[i : i + 1], int(size * (0.25 + 0.625 * amount)))[0]
         elif draw < 0.4:
             out[i] += 0.1 * amount * torch.randn(x.shape[1:], generator=source).to(x.device)
     return out
@@ -126,19 +140,22 @@ class EncoderTask(Task):
         codes: ``(N, n_styles, 512)`` of the generated faces.
         generated: Their previews, as large as the generator draws them (256 px).
         photos: Real crops with a margin of `MARGIN`.
+        small: The same of few pixels, if the recipe asks for some.
     """
 
     name = "encoder"
 
     def __init__(
-        self, encoder: EfficientNetEncoder, judges: Judges, recipe: EncoderRecipe, codes: Tensor, generated: Faces, photos: Faces
-    ) -> None:
+        self, encoder: EfficientNetEncoder, judges: Judges, recipe: EncoderRecipe, codes: Tensor, generated: Faces,
+        photos: Faces, small: Faces | None = None,
+    ) -> None:  # fmt: skip
         self.trainable = self.encoder = encoder
         self._encode = torch.compile(encoder) if recipe.compile else encoder
         if len(photos) <= recipe.held_out:
             raise DataError(f"Of {len(photos)} photographs {recipe.held_out} are held out. Lower --held-out, or add more.")
         self.judges, self.recipe, self.codes, self.faces = judges, recipe, codes, generated.pictures
         self.photos, self.held_out = photos.pictures[: -recipe.held_out], photos.pictures[-recipe.held_out :]
+        self.small = small.pictures if small else None
         self.device, self.size = encoder.latent_mean.device, self.faces.shape[1]
         self._shown: Tensor | None = None
         for part in (encoder.trunk.stem, *encoder.trunk.stages[: recipe.frozen_stages]):
@@ -164,9 +181,14 @@ class EncoderTask(Task):
         i = known.pick(len(self.codes))
         targets, truth = to_unit(self.faces[i.numpy()]).to(self.device), self.codes[i].to(self.device)
         inputs = degraded(targets, known)
-        if not codes_only and len(real := share.part(recipe.generated, share.total)):
-            photos = jittered(to_unit(self.photos[real.pick(len(self.photos)).numpy()]).to(self.device), real, self.size)
+        last = share.total - recipe.small  # places from here on are of small photographs
+        small = share.part(last, share.total) if recipe.small and not codes_only else ()
+        if not codes_only and len(real := share.part(recipe.generated, last)):
+            photos = self._photos(self.photos, real)
             targets, inputs = torch.cat((targets, photos)), torch.cat((inputs, degraded(photos, real)))
+        if len(small):
+            photos = reduced(self._photos(self.small, small), recipe.small_side)
+            targets, inputs = torch.cat((targets, photos)), torch.cat((inputs, photos))
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         latents = self._codes(inputs, share)
 
@@ -177,9 +199,16 @@ class EncoderTask(Task):
         if codes_only:
             loss = code
         else:
-            found |= self.judges.losses(self.judges.render(latents), targets)
+            drawn, sharp = self.judges.render(latents), len(targets) - len(small)
+            if len(small):
+                drawn = torch.cat((drawn[:sharp].float(), reduced(drawn[sharp:], recipe.small_side)))
+            found |= self.judges.losses(drawn, targets)
             loss = sum(getattr(recipe, f"lambda_{name}") * value for name, value in found.items())
         return loss, {name: value.detach() for name, value in found.items()}
+
+    def _photos(self, crops: NDArray[np.uint8], share: Share) -> Tensor:
+        """Photographs of a share, jittered."""
+        return jittered(to_unit(crops[share.pick(len(crops)).numpy()]).to(self.device), share, self.size)
 
     def _codes(self, inputs: Tensor, share: Share) -> Tensor:
         """The code that this step trains: the first answer, or what a correction makes of an answer."""
@@ -233,6 +262,10 @@ def main(argv: list[str]) -> int:
     generated = generated_faces(generator, codes, recipe.out / "generated.npy", SIDE if recipe.full else 0)
     size = round(generated.pictures.shape[1] * MARGIN)
     photos = load_faces(recipe.photos, recipe.out / "photos.npy", size=size, margin=MARGIN)
+    small = None
+    if recipe.small_photos:
+        side = round(recipe.small_side * MARGIN)
+        small = load_faces(recipe.small_photos, recipe.out / "small_photos.npy", size=side, margin=MARGIN)
 
     encoder = EfficientNetEncoder(generator.n_styles)
     encoder.trunk.load_imagenet(read_imagenet(recipe.imagenet))
@@ -249,5 +282,5 @@ def main(argv: list[str]) -> int:
         full=recipe.full,
         compiled=recipe.compile,
     )
-    Trainer(EncoderTask(encoder, judges, recipe, codes, generated, photos), recipe, device).run()
+    Trainer(EncoderTask(encoder, judges, recipe, codes, generated, photos, small), recipe, device).run()
     return 0

@@ -67,3 +67,53 @@ def test_the_stage_cuts_a_folder_with_the_frame_net(tmp_path, monkeypatch, capsy
 def test_landmarks_need_a_generator():
     with pytest.raises(UsageError, match="go together"):
         crops.main(["--photos", "a", "--out", "b", "--landmarks", "c"])
+
+
+@pytest.fixture
+def celeba(tmp_path):
+    """Four CelebA pictures, two of them beyond the training split."""
+    folder = tmp_path / "celeba"
+    (folder / "images").mkdir(parents=True)
+    names = ["000001.jpg", "007500.jpg", "007501.jpg", "010000.jpg"]
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((109, 89, 3), 60 * i, np.uint8)).save(folder / "images" / name)
+    (folder / "attributes.csv").write_text("file,Smiling\n" + "".join(f"{name},1\n" for name in names))
+    return folder
+
+
+def test_of_celeba_a_part_can_be_cut(celeba, tmp_path, capsys):
+    out = tmp_path / "crops.npy"
+    assert crops.main(["--photos", str(celeba), "--part", "train", "--out", str(out), "--size", "18"]) == 0
+    assert data.open_faces(out).names == ("000001.jpg", "007500.jpg")
+    (celeba / "images" / "007501.jpg").unlink()
+    with pytest.raises(UsageError, match="no picture of it"):
+        crops.main(["--photos", str(celeba), "--part", "choose", "--out", str(out)])
+
+
+def test_who_looks_like_somebody_of_another_set_is_left_out(celeba, tmp_path, monkeypatch, capsys):
+    """A network that describes a picture by its brightness stands in for dlib's."""
+    monkeypatch.setattr(crops, "load_identity", lambda path: lambda chips: chips.mean((1, 2, 3))[:, None])
+    (tmp_path / "tested").mkdir()
+    Image.fromarray(np.full((64, 64, 3), 65, np.uint8)).save(tmp_path / "tested" / "a.png")
+    monkeypatch.setattr(data, "NetFramer", lambda: Middle())
+    command = ["--photos", str(celeba), "--size", "18", "--apart-from", str(tmp_path / "tested"), "--identity", "x"]
+    out = tmp_path / "crops.npy"
+    assert crops.main([*command, "--near", "0.1", "--out", str(out)]) == 0
+    faces = data.open_faces(out)
+    assert faces.names == ("000001.jpg", "007501.jpg", "010000.jpg")
+    assert list(faces.skipped) == ["007500.jpg"] and "0.02 away" in faces.skipped["007500.jpg"]
+    # another distance is another sieve: the crops are cut anew
+    assert crops.main([*command, "--near", "0.3", "--out", str(out)]) == 0
+    assert data.open_faces(out).names == ("010000.jpg",)
+
+
+class Middle:
+    key = "the middle"
+
+    def __call__(self, pixels, box):
+        return CropFrame((32.0, 32.0), (16.0, 0.0))
+
+
+def test_likeness_needs_the_identity_network():
+    with pytest.raises(UsageError, match="go together"):
+        crops.main(["--photos", "a", "--out", "b", "--apart-from", "c"])

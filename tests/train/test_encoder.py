@@ -15,7 +15,7 @@ from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.train import encoder as module
 from faceedit.train import judges as judging
 from faceedit.train.data import Faces
-from faceedit.train.encoder import EncoderRecipe, EncoderTask, Judges, degraded, jittered
+from faceedit.train.encoder import EncoderRecipe, EncoderTask, Judges, degraded, jittered, reduced
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.synthetic import generated_faces, mixed_latents
 from faceedit.train.trainer import Share, Trainer
@@ -44,7 +44,9 @@ def make_task(generator, tmp_path, **settings):
     pictures = np.random.default_rng(0).integers(0, 256, (8, 36, 36, 3), np.uint8)
     generated = generated_faces(generator, codes, tmp_path / "generated.npy")
     photos = Faces(pictures, tuple(map(str, range(8))))
-    return EncoderTask(encoder, Judges(generator, LPIPS(), None, full=recipe.full, compiled=recipe.compile), recipe, codes, generated, photos), recipe
+    judges = Judges(generator, LPIPS(), None, full=recipe.full, compiled=recipe.compile)
+    small = Faces(pictures[:3, ::4, ::4], ("a", "b", "c")) if recipe.small else None
+    return EncoderTask(encoder, judges, recipe, codes, generated, photos, small), recipe
 
 
 def test_generated_faces_are_the_previews_of_their_codes_and_drawn_once(generator, tmp_path, monkeypatch):
@@ -143,6 +145,30 @@ def test_compiled_it_learns_the_same(generator, tmp_path, monkeypatch):
     assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-3)
     assert runs[1][1] == pytest.approx(runs[0][1], rel=1e-3)
     assert load_file(tmp_path / "True" / "encoder.safetensors").keys() == load_file(tmp_path / "False" / "encoder.safetensors").keys()
+
+
+def test_pictures_of_few_pixels_are_compared_in_as_few(generator, tmp_path, monkeypatch):
+    task, recipe = make_task(generator, tmp_path, small_photos=tmp_path, small=2, small_side=8)
+    noise = torch.randn(4, 3, SIZE, SIZE, requires_grad=True)
+    monkeypatch.setattr(task.judges, "render", lambda codes: noise)
+    compared, plain = [], task.judges.losses
+    monkeypatch.setattr(task.judges, "losses", lambda *pair: compared.append(pair) or plain(*pair))
+    task.loss(Share(0, 1, range(4), 4))
+    drawn, targets = compared[0]
+    torch.testing.assert_close(drawn, torch.cat((noise[:2], reduced(noise[2:], 8))))
+    fine = (targets - reduced(targets, 8)).abs().mean((1, 2, 3))
+    assert len(targets) == 4 and fine[1] > 3 * fine[2:].max()
+    with pytest.raises(ConfigError, match="go together"):
+        make_task(generator, tmp_path, small=2)
+    with pytest.raises(ConfigError, match="below batch"):
+        make_task(generator, tmp_path, small_photos=tmp_path, small=3)
+
+
+def test_pictures_of_few_pixels_add_up_however_a_batch_is_shared_out(generator, tmp_path):
+    task, recipe = make_task(generator, tmp_path, small_photos=tmp_path, small=2, small_side=8)
+    whole = task.loss(Share(0, 1, range(4), 4))[0]
+    parts = [task.loss(Share(0, 1, range(i, i + 2), 4))[0] for i in (0, 2)]
+    torch.testing.assert_close(sum(parts) / 2, whole, rtol=2e-3, atol=0)
 
 
 def test_photographs_keep_their_middle_and_their_kind_of_noise():
