@@ -74,7 +74,7 @@ class _Fused(NamedTuple):
     relevance: tuple[Tensor, ...]
 
 
-_EMPHASIS = 0.25  # what is added in the face of a refined edit's change of brightness, which is less than the style branch's
+_EMPHASIS = 0.4  # what is added in the face of a refined edit's change of brightness, which is less than the style branch's
 _REFINE_LR = 0.05  # Adam's step, in standard deviations of W
 _REFINE_PULL = 2e-3  # weight of the pull towards the encoder's code; keeps the code editable
 
