@@ -172,7 +172,10 @@ def main(argv: list[str]) -> int:
         others = load_faces(args.apart_from, f"{args.out}.apart.npy", size=args.size, margin=MARGIN)
         network = load_identity(args.identity)
         if isinstance(network, ArcFace):
-            raise UsageError(f"{str(args.identity)!r} is an ArcFace: --near is a distance of dlib's, give what the identity stage made")
+            raise UsageError(
+                f"{str(args.identity)!r} is an ArcFace, and --near a distance of dlib's descriptors: give what the identity "
+                "stage made"
+            )
         sieve = Strangers(network, others, args.near)
     faces = load_faces(folder, args.out, size=args.size, margin=MARGIN, framer=framer, sieve=sieve)
     print(f"{len(faces)} crops of {args.size} px, {MARGIN} times the frame, in {args.out}")
