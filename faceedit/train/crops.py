@@ -166,17 +166,17 @@ def main(argv: list[str]) -> int:
         if not folder.names:
             raise UsageError(f"--part {args.part}: {str(args.photos)!r} has no picture of it, {min(part)} to {max(part)}")
     framer = sieve = None
-    if args.landmarks is not None:
-        framer = FivePointFramer(fit(load_generator(args.generator), args.landmarks), args.landmarks)
     if args.apart_from is not None:
-        others = load_faces(args.apart_from, f"{args.out}.apart.npy", size=args.size, margin=MARGIN)
         network = load_identity(args.identity)
         if isinstance(network, ArcFace):
             raise UsageError(
                 f"{str(args.identity)!r} is an ArcFace, and --near a distance of dlib's descriptors: give what the identity "
                 "stage made"
             )
+        others = load_faces(args.apart_from, f"{args.out}.apart.npy", size=args.size, margin=MARGIN)
         sieve = Strangers(network, others, args.near)
+    if args.landmarks is not None:
+        framer = FivePointFramer(fit(load_generator(args.generator), args.landmarks), args.landmarks)
     faces = load_faces(folder, args.out, size=args.size, margin=MARGIN, framer=framer, sieve=sieve)
     print(f"{len(faces)} crops of {args.size} px, {MARGIN} times the frame, in {args.out}")
     return 0

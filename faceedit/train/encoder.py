@@ -42,6 +42,7 @@ from faceedit.train.judges import SIDE, Judges
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.synthetic import generated_faces, mixed_latents
 from faceedit.train.trainer import Share, Task, Trainer, begin
+from faceedit.train.views import canonical_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +111,7 @@ def jittered(x: Tensor, share: Share, size: int) -> Tensor:
 
 def reduced(x: Tensor, side: int) -> Tensor:
     """Pictures ``(B, 3, S, S)`` with no finer detail than those of ``side`` pixels have, of the same size."""
-    small = F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
-    return F.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(canonical_view(x.float(), side), x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def degraded(x: Tensor, share: Share) -> Tensor:
