@@ -11,7 +11,8 @@ steps that users get: each face's own where there is a latent classifier:
 - effects: what +1 moves, in standard deviations of the judge's logit over unedited faces;
 - identity (centred cosine of dlib descriptors), L2 (pixels in [0, 1]) and LPIPS-Alex between the face
   unedited and at +1, at 256 px (bootstrap 95 % intervals);
-- the share of a direction's entries that are exactly non-zero.
+- the share of a direction's entries that are exactly non-zero;
+- for glasses, a control: what frames painted over the eyes of these faces do to identity, all else untouched.
 
 Photographs are inverted and edited by `FaceEditor`, so that these figures come from the path users run.
 Both kinds of faces are drawn by the generator's early exit, at 256 px, unless ``--full`` is given.
@@ -157,6 +158,13 @@ def table(report: Report, ranges: dict[str, tuple[float, float]]) -> str:
         lines.append(
             f"  off-diagonal mean / diagonal, {label}: {ratio.value:.3f} ({ratio.low:.3f}-{ratio.high:.3f}), "
             f"at most {ENTANGLEMENT} wanted"
+        )
+    for width, found in report.painted.items():
+        got, identity = found["got"], found["identity"]
+        lines.append(
+            f"  frames painted over the eyes, {width} px wide, all else untouched: glasses seen in {100 * got.value:.0f}% "
+            f"({100 * got.low:.0f}-{100 * got.high:.0f})/{got.n}, identity {identity.value:.2f} "
+            f"({identity.low:.2f}-{identity.high:.2f})"
         )
     lines += [f"  {name} is below the bar: {'; '.join(missed)}" for name in names if (missed := report.below(name))]
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from faceedit.train.attributes import ATTRIBUTES, related
 from faceedit.train.classifier import AttributeClassifier, predict
 from faceedit.train.identity import IdentityNet
 from faceedit.train.metrics import Estimate
+from faceedit.train.painted import WIDTHS, with_frames
 from faceedit.train.perceptual import LPIPS
 from faceedit.train.views import canonical_view
 
@@ -51,6 +52,7 @@ class Report:
         entanglement: Off-diagonal over diagonal, of all pairs.
         entanglement_unrelated: The same without the pairs that the labels tie together.
         examples: Name to the first faces that lack the attribute.
+        painted: Where glasses were measured, width of frames painted over the eyes to what these do: "got" and "identity".
     """
 
     faces: int
@@ -59,6 +61,7 @@ class Report:
     entanglement: Estimate
     entanglement_unrelated: Estimate
     examples: dict[str, list[int]]
+    painted: dict[int, dict[str, Estimate]]
 
     def below(self, name: str) -> list[str]:
         """The bars that an attribute misses, in words."""
@@ -84,6 +87,9 @@ class Report:
             "effects": {a: {b: _number(self.effects[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)},
             "entanglement": self.entanglement.to_dict(),
             "entanglement of unrelated pairs": self.entanglement_unrelated.to_dict(),
+            "painted frames": {
+                str(width): {key: value.to_dict() for key, value in found.items()} for width, found in self.painted.items()
+            },
         }
 
 
@@ -122,11 +128,13 @@ class Measurement:
             scores = torch.stack([kind.score(base, outputs) for kind in kinds], 1)
             spread = scores.std(0).clamp_min(1e-6).numpy()
             found: dict[str, dict[str, Estimate]] = {}
-            shifts, examples = [], {}
+            shifts, examples, painted = [], {}, {}
             for name, kind in zip(names, kinds, strict=True):
                 self.bar.set_description(name)
                 lacking = kind.lacking(base, outputs).nonzero()[:, 0].tolist()
                 examples[name] = lacking[:2]
+                if name == "glasses":
+                    painted = self._painted([row for row in lacking if row < self.looks], kept)
                 having = kind.lacking(base, outputs, -1).nonzero()[:, 0].tolist()[: self.turns]
                 moved, looked = self._moved(name, kept)
                 after = torch.stack([other.score(moved, outputs) for other in kinds], 1)
@@ -153,7 +161,21 @@ class Measurement:
 
             every = np.arange(self.faces.n)
             ratios.append(Estimate(ratio(every), *metrics.bootstrap(every, ratio, resamples=300), self.faces.n))
-        return Report(self.faces.n, found, metrics.effects(stack, defined, spread), *ratios, examples)
+        return Report(self.faces.n, found, metrics.effects(stack, defined, spread), *ratios, examples, painted)
+
+    @torch.no_grad()
+    def _painted(
+        self, rows: Sequence[int], kept: Sequence[tuple[Tensor, Tensor, list[Tensor]]]
+    ) -> dict[int, dict[str, Estimate]]:
+        """What glasses cost though nothing but frames is changed: how many are taken for glasses, and who is seen."""
+        pictures, descriptors = (torch.cat([each[i] for each in kept])[rows] for i in (0, 1))
+        found = {}
+        for width in WIDTHS if rows else ():
+            painted = with_frames(pictures, width)
+            score = ATTRIBUTES["glasses"].score(predict(self.judge, canonical_view(painted)), self.judge.names)
+            identity = metrics.centred_cosine(descriptors, self.identity.describe(painted))
+            found[width] = {"got": metrics.success(score), "identity": metrics.mean(identity)}
+        return found
 
     def _drawn(
         self, rows: Sequence[int], name: str | None = None, strength: float = 0.0

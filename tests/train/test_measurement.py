@@ -12,6 +12,7 @@ from faceedit.directions import Directions
 from faceedit.train import measurement
 from faceedit.train.identity import DlibFaceNet
 from faceedit.train.measurement import Measurement
+from faceedit.train.painted import WIDTHS, with_frames
 from faceedit.train.perceptual import LPIPS
 
 OUTPUTS = ("Smiling", "Eyeglasses", "Male", "No_Beard")
@@ -138,3 +139,38 @@ def test_related_attributes_are_left_out_of_the_second_ratio(networks):
     report = Measurement(faces, directions, HairJudge(), *networks[1:]).run(list(directions.names))
     assert report.entanglement.value == pytest.approx(1.0, abs=0.5)
     assert math.isnan(report.entanglement_unrelated.value)
+
+
+def test_painted_frames_touch_the_eyes_and_nothing_else():
+    plain = torch.full((2, 3, 256, 256), 0.5)
+    thin, thick = (with_frames(plain, width) for width in (2, 6))
+    grey = plain[0, 0, 0, 0]
+    changed = [(picture[0] - grey).abs() > 0.01 for picture in (thin[1], thick[1])]
+    assert changed[0].any() and (changed[1] | ~changed[0]).all() and changed[1].sum() > 2 * changed[0].sum()
+    rows, columns = changed[1].nonzero().unbind(1)
+    assert rows.min() > 0.38 * 256 and rows.max() < 0.57 * 256 and columns.min() > 0.2 * 256 and columns.max() < 0.8 * 256
+    for x, y in ((0.377, 0.469), (0.623, 0.469)):  # within the lenses the eyes stay
+        assert not changed[1][round(y * 256) - 8 : round(y * 256) + 8, round(x * 256) - 8 : round(x * 256) + 8].any()
+    assert (thin[0, :, ~changed[0]] - grey).abs().max() <= 1 / 255
+
+
+def test_glasses_are_compared_with_painted_frames(networks, directions):
+    class DarkJudge(ColourJudge):
+        """Sees glasses in what is dark."""
+
+        def forward(self, views):
+            red, green, blue = views.mean((2, 3)).unbind(1)
+            return torch.stack([red, -green, red + green, -blue], 1)
+
+    colours = torch.tensor([[0.0, 0.03, 0.0], [0.0, 0.3, 0.0], [0.0, -0.5, 0.0], [0.0, 0.02, 0.0]])
+    report = Measurement(ColourFaces(colours, directions), directions, DarkJudge(), *networks[1:], looks=3).run(["glasses"])
+    assert tuple(report.painted) == WIDTHS
+    # Of the first three faces two are without glasses; the thicker the frames, the darker the picture.
+    got = [report.painted[width]["got"] for width in WIDTHS]
+    assert [each.n for each in got] == [2, 2, 2]
+    assert got[0].value <= got[1].value <= got[2].value and got[2].value == 0.5
+    identity = [report.painted[width]["identity"].value for width in WIDTHS]
+    assert all(-1 <= value < 1 for value in identity)
+    assert report.to_dict()["painted frames"]["6"]["got"]["n"] == 2
+    smiles = Measurement(ColourFaces(colours, directions), directions, *networks).run(["smile"])
+    assert smiles.painted == {}
