@@ -1,6 +1,6 @@
 """Scale learned directions so that strength 1 means the same for every attribute.
 
-``python -m faceedit.train calibrate --generator FILE --classifiers FILE.. --directions RAW --out FILE``
+``python -m faceedit.train calibrate --generator FILE --classifiers FILE.. --directions RAW.. --out FILE``
 
 On generated faces of their own, each attribute's scale is the least at which strength 1 turns a given
 share of the faces that lack it, and -1 the same share of those that have it, as the training's
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class CalibrateRecipe:
     generator: Path  # safetensors file of the generator, with its preview head
     classifiers: tuple[Path, ...]  # those of the training
     identity: Path  # face identity network
-    directions: Path  # style.safetensors of the style stage
+    directions: tuple[Path, ...]  # style.safetensors of the style stage; of several runs, see averaged
     out: Path  # directions file to write
     base: Path | None = None  # directions file to take those from that are not calibrated here
     attributes: tuple[str, ...] = ()  # those to calibrate; none for all that were learned
@@ -108,6 +108,33 @@ def allowed_scale(scales: Sequence[float], identity: Tensor, bar: float) -> floa
             part = float((identity[i - 1] - bar) / (identity[i - 1] - identity[i]))
             return scales[i - 1] + part * (scales[i] - scales[i - 1])
     return scales[-1]
+
+
+def averaged(runs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Each attribute's direction; where several runs have learned it, their mean at equal lengths.
+
+    What runs share is the attribute, and what only one has found is more likely to please its classifiers alone.
+
+    Args:
+        runs: Attribute to direction ``(n_styles, dim)``, of any length.
+
+    Returns:
+        The mean of directions as long as that of the first run, with the non-zero entries of all.
+
+    Raises:
+        UsageError: They are of generators with other rows.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for run in runs:
+        for name, direction in run.items():
+            found.setdefault(name, []).append(direction)
+            if direction.shape != found[name][0].shape:
+                shapes = ", ".join(str(tuple(each.shape)) for each in found[name])
+                raise UsageError(f"{name}: directions of several runs are for one generator, not of shapes {shapes}.")
+    return {
+        name: torch.stack([each * (all_of_it[0].norm() / each.norm()) for each in all_of_it]).mean(0)
+        for name, all_of_it in found.items()
+    }
 
 
 @torch.no_grad()
@@ -176,9 +203,10 @@ def main(argv: list[str]) -> int:
     device = begin(recipe)
     mapper, generator, classifiers = load_networks(recipe.generator, recipe.classifiers, device)
     identity = load_identity(recipe.identity).to(device)
-    vectors = load_file(recipe.directions)
+    vectors = averaged([load_file(path) for path in recipe.directions])
     if unknown := set(recipe.attributes) - set(vectors):
-        raise UsageError(f"{', '.join(sorted(unknown))} was not learned; {recipe.directions} has {', '.join(vectors)}")
+        files = ", ".join(map(str, recipe.directions))
+        raise UsageError(f"{', '.join(sorted(unknown))} was not learned; {files} has {', '.join(vectors)}")
     vectors = {name: vectors[name] for name in recipe.attributes or vectors}
     codes = mixed_latents(mapper, recipe.faces, seed=recipe.seed, truncation=(0.6, 1.0), mixing=0.0)
     with torch.no_grad():

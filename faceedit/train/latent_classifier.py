@@ -79,7 +79,7 @@ class LatentClassifierRecipe(TrainRecipe):
     longest: Positive = 1.5  # longest step
     longest_of: dict[str, Positive] = field(default_factory=dict)  # other longest steps, by attribute
     goal: Weight = 2.2  # logit beyond the threshold that strength 1 is to reach, and -1 on the other side
-    goal_of: dict[str, Weight] = field(default_factory=dict)  # other goals, by attribute
+    goal_of: dict[str, Weight] = field(default_factory=dict)  # other goals, by attribute, or attribute and sense: age-
     identity_local: Fraction = 0.8  # mean centred cosine that strength 1 keeps, attributes of a part of the face
     identity_global: Fraction = 0.6  # the same, attributes that change all of it
     identity_bars: dict[str, Fraction] = field(default_factory=dict)  # other bars, by attribute, or attribute and sense: age-
@@ -92,8 +92,13 @@ class LatentClassifierRecipe(TrainRecipe):
             raise ConfigError("encoder and photos go together: give both, or neither to learn on generated faces alone.")
         if self.held_out >= self.faces:
             raise ConfigError(f"held_out: {self.held_out} of {self.faces} faces leave none to learn on.")
-        require_attributes("goal_of, shortest_of and longest_of", {*self.goal_of, *self.shortest_of, *self.longest_of})
-        require_attributes("identity_bars", {name.rstrip("+-") for name in self.identity_bars})
+        require_attributes("shortest_of and longest_of", {*self.shortest_of, *self.longest_of})
+        require_attributes("goal_of and identity_bars", {name.rstrip("+-") for name in (*self.goal_of, *self.identity_bars)})
+
+
+def of_sense(values: Mapping[str, float], name: str, sense: int, default: float) -> float:
+    """What is given for an attribute and a sense, or for the attribute, or the default."""
+    return values.get(f"{name}{'+' if sense > 0 else '-'}", values.get(name, default))
 
 
 def among(names: Sequence[str]) -> dict[str, str]:
@@ -285,11 +290,12 @@ def set_goals(
         for column, (sense, found, persons) in enumerate(halves):
             kept, scores = torch.cat((torch.ones_like(before), persons)), sense * torch.cat((before, found))
             steps = {}
-            for goal in torch.arange(LOWEST_GOAL, recipe.goal_of.get(name, recipe.goal) + 0.05, 0.1).tolist():
+            highest = of_sense(recipe.goal_of, name, sense, recipe.goal)
+            for goal in torch.arange(LOWEST_GOAL, highest + 0.05, 0.1).tolist():
                 model.goals[index, column] = goal
                 steps[goal] = torch.tensor([model.step(code, directions[name], name, sense) for code in codes])
             bar = recipe.identity_local if attribute.locality == "local" else recipe.identity_global
-            bar = recipe.identity_bars.get(f"{name}{'+' if sense > 0 else '-'}", recipe.identity_bars.get(name, bar))
+            bar = of_sense(recipe.identity_bars, name, sense, bar)
             goal = best_goal(lengths, kept, steps, bar)
             model.goals[index, column] = goal
             lacking = attribute.lacking(logits, classifiers.names, sense)

@@ -170,6 +170,8 @@ def test_goals_are_as_high_as_the_recipe_and_the_bars_allow(learned, tmp_path):
     second = model.attributes[1]
     set_goals(model, *arguments, recipe(tmp_path, goal_of={second: 0.5}))
     assert model.goals[:, 0].tolist() == pytest.approx([free[0], 0.5, free[2]], abs=1e-5)
+    set_goals(model, *arguments, recipe(tmp_path, goal_of={second: 0.5, f"{second}-": 0.2}))
+    assert model.goals[1].tolist() == pytest.approx([0.5, 0.2], abs=1e-5), "a goal of one sense goes before the attribute's"
 
 
 def test_one_batch_is_learned_and_nothing_but_the_model_moves(tmp_path, drawn):
@@ -207,7 +209,7 @@ def test_contradictions_are_refused():
     for field in ("goal_of", "longest_of", "shortest_of", "identity_bars"):
         with pytest.raises(ConfigError, match="glases"):
             recipe("run", **{field: {"glases": 1.0}})
-    assert recipe("run", identity_bars={"glasses+": 0.7}).identity_bars
+    assert recipe("run", identity_bars={"glasses+": 0.7}, goal_of={"glasses-": 0.7}).identity_bars
 
 
 def test_the_command_trains_sets_goals_and_says_them(tmp_path, capsys):

@@ -15,7 +15,7 @@ from faceedit.directions import Directions
 from faceedit.errors import ConfigError, DataError, UsageError
 from faceedit.train.attributes import ATTRIBUTES
 from faceedit.train import calibrate as calibration
-from faceedit.train.calibrate import CalibrateRecipe, allowed_scale, calibrate, crossings, needed_scale
+from faceedit.train.calibrate import CalibrateRecipe, allowed_scale, averaged, calibrate, crossings, needed_scale
 from faceedit.train.crops import to_unit
 from faceedit.train.proximal import ProximalStep, soft_threshold
 from faceedit.train.style import SKIN, StyleBranch, StyleRecipe, root_correlation, tone
@@ -269,7 +269,7 @@ def test_calibrated_strength_one_turns_the_share(tmp_path):
     useless = torch.zeros(ROWS, DIM)
     useless[0, 11] = 1
     settings = CalibrateRecipe(
-        generator=tmp_path, classifiers=(tmp_path,), directions=tmp_path, identity=tmp_path, out=tmp_path, share=0.8,
+        generator=tmp_path, classifiers=(tmp_path,), directions=(tmp_path,), identity=tmp_path, out=tmp_path, share=0.8,
         scales=tuple(float(s) for s in range(4, 40, 5)), faces=200, turned=40, longest=1.25,
     )
     vectors = {"smile": direction, "age": useless}
@@ -307,6 +307,18 @@ def test_calibrated_directions_join_those_of_another_file(tmp_path, monkeypatch,
     assert torch.equal(found.vectors["age"], new.vectors["age"]) and torch.equal(found.vectors["beard"], old.vectors["beard"])
     assert found.ranges["age"] == (-1.5, 1.5) and found.resolve("older") == "age"
     assert "1 directions calibrated, 2 written" in capsys.readouterr().out
+
+
+def test_directions_of_several_runs_are_averaged_at_equal_lengths():
+    one, two = torch.zeros(2, ROWS, DIM)
+    one[0, 0], two[0, 0], two[1, 1] = 2.0, 0.3, 0.4
+    found = averaged([{"smile": one, "age": one}, {"smile": two, "beard": two}])
+    expected = torch.zeros(ROWS, DIM)
+    expected[0, 0], expected[1, 1] = (2.0 + 2 * 0.6) / 2, 2 * 0.8 / 2
+    torch.testing.assert_close(found["smile"], expected)
+    assert torch.equal(found["age"], one) and torch.equal(found["beard"], two), "what one run alone has learned stays as it is"
+    with pytest.raises(UsageError, match=rf"smile.*\({ROWS}, {DIM}\), \({ROWS}, 3\)"):
+        averaged([{"smile": one}, {"smile": one[:, :3]}])
 
 
 def test_inversions_are_kept_for_the_same_networks_corrections_and_pictures(tmp_path, monkeypatch):
