@@ -132,7 +132,7 @@ def averaged(runs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
                 shapes = ", ".join(str(tuple(each.shape)) for each in found[name])
                 raise UsageError(f"{name}: directions of several runs are for one generator, not of shapes {shapes}.")
     return {
-        name: torch.stack([each * (all_of_it[0].norm() / each.norm()) for each in all_of_it]).mean(0)
+        name: torch.stack([each * (all_of_it[0].norm() / each.norm().clamp_min(1e-12)) for each in all_of_it]).mean(0)
         for name, all_of_it in found.items()
     }
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from faceedit.train.crops import to_unit
 
 __all__ = ["WIDTHS", "with_frames"]
 
@@ -36,5 +37,5 @@ def with_frames(pictures: Tensor, width: int) -> Tensor:
             draw.rounded_rectangle([side * edge for edge in lens], side * _CORNER, outline=_COLOUR, width=width)
         for line in _LINES:
             draw.line([side * end for end in line], fill=_COLOUR, width=width)
-        painted.append(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1)
-    return torch.stack(painted).to(pictures)
+        painted.append(np.array(image))
+    return to_unit(np.stack(painted)).to(pictures)

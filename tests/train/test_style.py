@@ -317,6 +317,7 @@ def test_directions_of_several_runs_are_averaged_at_equal_lengths():
     expected[0, 0], expected[1, 1] = (2.0 + 2 * 0.6) / 2, 2 * 0.8 / 2
     torch.testing.assert_close(found["smile"], expected)
     assert torch.equal(found["age"], one) and torch.equal(found["beard"], two), "what one run alone has learned stays as it is"
+    assert torch.equal(averaged([{"age": 0 * one}])["age"], 0 * one), "nothing learned is nothing, not NaN"
     with pytest.raises(UsageError, match=rf"smile.*\({ROWS}, {DIM}\), \({ROWS}, 3\)"):
         averaged([{"smile": one}, {"smile": one[:, :3]}])
 
