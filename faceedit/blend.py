@@ -17,11 +17,11 @@ style branch did not draw, as scarves. Where the person is known, an edit that i
 its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
-photograph's own is multiplied by, as far as each of its pixels is hair and not skin or background, so that every strand
-stays. A factor cannot move a silhouette, and so it shows where the edit's own picture may not; where that picture gets
-brighter or darker than hair does elsewhere, hair has gone, and takes the factor of the rest. In the midst of hair whose
-strands the edit leaves and that gets paler, that is no factor but the edit's own change of the strands, as greying is,
-and as much as hair changes all over. Clothes are told from hair by their colour. Eyes stay the photograph's own where the
+photograph's own is multiplied by, or, if it gets paler, what is added to it, as far as each of its pixels is hair and not
+skin or background, so that every strand stays. That cannot move a silhouette, and so it shows where the edit's own picture
+may not; where that picture gets brighter or darker than hair does elsewhere, hair has gone, and changes as the rest. In
+the midst of hair whose strands the edit leaves and that gets paler, it is the edit's own change of the strands, as greying
+is, and as much as hair changes all over. Clothes are told from hair by their colour. Eyes stay the photograph's own where the
 edit leaves them what they are, for generators wash them out, and so does what an open mouth shows, the more so after an
 edit of face and hair; only the brightness of the light on them follows the edit. Lips stay under such an edit, too, if it
 leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than the light on the mouth was.
@@ -70,7 +70,6 @@ _OTHER = (0.12, 0.20)  # local difference of photograph and style branch: hair o
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
 _TONE = (0.6, 2.2)  # what hair's brightness is multiplied by: least, most
 _ODD = (0.4, 0.65)  # logarithm of that factor somewhere in units of that of all hair: hair, what else comes there
-_GREYED = (1.0, 1.5)  # such a factor: hair keeps its colour, takes on half of the edit's
 _ALIKE = (0.3, 0.7)  # local structure of the pictures before and after: hair tells no colour, does
 _THERE = (0.005, 0.05)  # share of a part that is around: its mean colour is not known, is
 _COLOURED = (0.02, 0.1)  # the same of hair that tells how it changes
@@ -106,6 +105,7 @@ _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mo
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
 _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
 _FINE = 512  # what is hair is told at this size, strand by strand
+_COVERED = (0.5, 0.9)  # how far something is no bare skin: it is not looked at as hair, is
 _BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
 _STRANGE = (0.2, 0.3)  # local difference of photograph and style branch: a beard or what else it drew, what it did not
 _BEARD = 4  # how far beyond the outline of a face beards grow, in pixels
@@ -380,7 +380,8 @@ def _upper(size: int) -> Tensor:
 class _Hair(NamedTuple):
     """How an edit changes hair: maps of the sizes f, which is finer, and s."""
 
-    parts: Tensor  # in parts of the photograph, (1, 3, f, f)
+    parts: Tensor  # where it gets darker: in parts of the photograph, (1, 3, f, f)
+    light: Tensor  # where it gets paler: what is added, (1, 3, f, f)
     where: Tensor  # where it is this that changes, (1, 1, f, f) in [0, 1]
     sure: Tensor  # how far it does so where the edit itself is not believed, (1, 1, f, f)
     midst: Tensor  # where the edit's own change shows, (1, 1, s, s) in [0, 1]
@@ -409,6 +410,8 @@ def _hair(
         return _blur(x * part, radius) / share.clamp_min(1e-4), share
 
     part = _narrowed(person, 6) * (1 - _widened(edit.face, 4)) * (1 - edit.forehead)
+    if edit.hidden is not None:  # high foreheads are no hair
+        part = part * smoothstep(_blur(edit.hidden, 2), *_COVERED)
     hair, there = mean(edit.photo, part, 12)
     above = _upper(s)
     same = part * smoothstep(edit.structure, *_ALIKE)
@@ -424,7 +427,6 @@ def _hair(
     near = trust * usual * smoothstep(known, *_COLOURED) * (1 - edit.covered)
     old, new = (everywhere.lerp(here, near) for everywhere, here in zip(wide, colours.chunk(2, 1), strict=True))
     tone = _tone(old, new).clamp(*_TONE)
-    tint, grey = new / new.mean(1, True).clamp_min(0.02), 0.5 * smoothstep(tone, *_GREYED)
 
     behind, share = mean(edit.photo, 1 - _widened(person, 4), 12)
     behind, hair = fine(behind), fine(hair)
@@ -440,7 +442,10 @@ def _hair(
     bare = bare * fine(core + (1 - core) * smoothstep(area, *_AREA))
 
     own = (pixels - through * behind - bare * skin).clamp_min(0).minimum(_GLOSS * hair)
-    changed = fine(tone) * own.lerp(own.mean(1, True) * fine(tint), fine(grey)) - own
+    # Hair gets darker by a factor, and paler by what is added: a factor would leave black what is black.
+    paler = fine(smoothstep(tone, *_PALER))
+    parts = (1 - paler) * (fine(tone) - 1) * own / pixels.clamp_min(0.01)
+    light = paler * (1 - through) * (1 - bare) * fine(new - old)
     # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
     rim = edit.side
     if eyes is not None:
@@ -466,7 +471,7 @@ def _hair(
     sure = fine(_blur(drawn * _narrowed(person, 4), 4) * above) * hatless * apart * hairy
     sure = torch.maximum(sure, fine(_narrowed(_widened(midst * above, 8), 8)))
     where = where * fine(smoothstep(there, *_COLOURED)) * smoothstep(upper.mean(), *_COLOURED) * edit.recolours
-    return _Hair(changed / pixels.clamp_min(0.01), where, sure, midst, uneven)
+    return _Hair(parts, light, where, sure, midst, uneven)
 
 
 def _tone(before: Tensor, after: Tensor) -> Tensor:
@@ -623,6 +628,8 @@ def compose(
         # or glasses, for more than the difference would leave their lines in light.
         gone = edit.lens if lips is None else torch.maximum(edit.lens, lips)
         where = emphasised * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
+        if eyes is not None:  # where another eye comes, more than the difference would leave no pupil
+            where = where * (1 - _blur(_widened(_filled(eyes, where.shape[-1]), 3), 2))
         difference = difference + emphasis * full(where) * difference.mean(0, True)
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else _blur(edit.person, 2)
@@ -631,7 +638,7 @@ def compose(
         reach, farther = (_resized(x, hair.where) for x in (reach, _blur(_widened(edit.person, 3), 2)))
         reach = reach.lerp(farther, hair.where)
         where, tinted = full(hair.where), torch.maximum(full(seen * trust), full(_resized(seen, hair.sure) * hair.sure))
-        change = change.lerp(tinted * full(hair.parts) * crop, where)
+        change = change.lerp(tinted * (full(hair.parts) * crop + full(hair.light)), where)
         shown = shown.lerp(tinted, where)
     if drawn is not None and (eyes is not None or mouth is not None):
         parts, where = (full(x) for x in _openings(edit, eyes, mouth))

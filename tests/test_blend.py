@@ -287,14 +287,14 @@ def haired(size=256):
 
 
 def test_hair_keeps_its_strands_when_its_colour_changes():
-    """Though the generator draws none: at its edge all of it gets brighter by the same factor, inside by the same amount."""
+    """Though the generator draws none: all of it gets brighter by the same amount, at its edge as well."""
     crop, hair, skin, head, outline = haired()
     before = crop * (1 - hair) + hair * torch.tensor([0.2, 0.15, 0.1])[:, None, None]
     edited, mask = compose(crop, before, before + 0.2 * hair + 0.06 * skin, crop, outline, head)
     edge, midst = ((slice(None), slice(120, 160), slice(*columns)) for columns in ((33, 36), (52, 64)))
     assert mask[edge[1:]].min() > 0.95
-    factor = edited[edge].mean(0) / crop[edge].mean(0)
-    assert factor.mean() > 1.5 and factor.std() < 0.05 * factor.mean()
+    lifted = (edited - crop)[edge].mean(0)
+    assert lifted.mean() > 0.1 and lifted.std() < 0.05 * lifted.mean()
     assert mask[midst[1:]].min() > 0.95
     torch.testing.assert_close(edited[midst], crop[midst] + 0.2, rtol=0, atol=0.01)
 
@@ -353,7 +353,7 @@ def test_hair_is_left_to_glasses():
     eyes = torch.stack([box(0.36, 0.5, 0.44, 0.53), box(0.56, 0.5, 0.64, 0.53)])
     glasses = torch.zeros(256, 256)
     glasses[122:144, 80:176] = 1.0
-    after = crop - 0.12 * glasses * crop + 0.12 * hair
+    after = crop - 0.12 * glasses * crop + 0.12 * hair * (1 + strands(strength=0.3))
     edited, _ = compose(crop, crop, after, crop, outline, head, eyes)
     lens, beside = edited[:, 129:135, 96:108], edited[:, 140:180, 36:60]
     torch.testing.assert_close(lens, after[:, 129:135, 96:108], rtol=0, atol=0.01)
@@ -437,8 +437,8 @@ def test_hair_that_goes_keeps_its_strands_and_the_colour_of_the_rest():
     after[:, 96:136, 196:220] = 0.7
     edited, _ = compose(crop, crop, after, crop, outline, head)
     part = (slice(None), slice(106, 126), slice(202, 214))
-    factor = (edited[part] / crop[part]).mean(0)
-    assert 1.3 < factor.mean() < 1.7 and factor.std() < 0.05 * factor.mean()
+    lifted, rest = (edited - crop)[part].mean(0), (after - crop)[:, 140:180, 36:60].mean()
+    assert 0.7 * rest < lifted.mean() < 1.3 * rest and lifted.std() < 0.1 * lifted.mean()
 
 
 def test_the_ends_of_brows_are_no_hair():
@@ -748,6 +748,23 @@ def test_a_mouth_that_is_taken_away_is_not_emphasised(old, new, emphasised):
     assert added.abs().mean() > 0.015 if emphasised else added.abs().max() < 0.004
     cheek = (slice(None), slice(140, 150), slice(75, 90))
     torch.testing.assert_close((stronger - plain)[cheek], torch.full_like(plain[cheek], 0.025), rtol=0, atol=0.003)
+
+
+def test_another_eye_is_not_emphasised():
+    """Dark pupils that go would leave more light than the edit has."""
+    crop, parts, eyes, mouth = opened()
+    after = crop.clone()
+    after[:, 77:230, 52:204] += 0.1
+    for _, rows, columns in parts[:2]:
+        middle = slice(columns.start + 6, columns.stop - 6)
+        crop[:, rows, middle] = 0.1
+        after[:, rows, columns] = 0.5 + 0.3 * strands(256, 1.0)[:, rows, columns]
+    face = box(0.2, 0.3, 0.8, 0.9)
+    plain, stronger = (compose(crop, crop, after, crop, face, None, eyes, mouth, emphasis=x)[0] for x in (0.0, 0.25))
+    added = (stronger - plain).abs()
+    assert (plain - crop)[:, parts[0][1], parts[0][2]].abs().mean() > 0.1, "the edit's own eye comes"
+    assert max(added[:, rows, columns].mean() for _, rows, columns in parts[:2]) < 0.003
+    assert added[:, 140:150, 75:90].mean() > 0.02
 
 
 @pytest.mark.parametrize("put_on", [True, False])

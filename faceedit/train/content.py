@@ -16,6 +16,7 @@ A batch mixes three kinds of samples, all with a code ``w`` that is not quite th
   generator, where the generator's picture is like the photograph, and ``L_cls`` holds how far it moved the
   classifiers' outputs, so that a refined picture does not quietly undo its edit. ``L_turn`` is one-sided:
   the attribute should show no less than in the style branch's picture, or in the true one of a pair.
+  ``L_outside`` is LPIPS to the photograph where the generator's own edit changes little.
 
 Losses at 256 px do not see what is finer, and a network would draw blocks and stripes there for nothing. So
 detail beyond is held as well, octave by octave (Haar): of photographs and pairs to the target's, in L1, where a
@@ -43,12 +44,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faceedit import hub
-from faceedit.blend import agreement
+from faceedit.blend import agreement, change_mask
 from faceedit.directions import Directions
 from faceedit.errors import ConfigError, DataError
 from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.models.encoder import Encoder
 from faceedit.models.fusion import FusionGenerator
+from faceedit.models.ops import smoothstep
 from faceedit.train.attributes import ATTRIBUTES
 from faceedit.train.checkpoint import load_encoder, load_generator, read_tensors
 from faceedit.train.config import Count, Fraction, Positive, TrainRecipe, Weight, Whole, read_recipe
@@ -62,6 +64,8 @@ from faceedit.train.style_faces import Classifiers, invert_crops
 from faceedit.train.synthetic import generated_faces, mixed_latents
 from faceedit.train.task import Share, Task
 from faceedit.train.trainer import Trainer, begin
+
+_LITTLE = (0.02, 0.1)  # local difference on [0, 1] that an edit makes: nothing, much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,7 @@ class ContentRecipe(TrainRecipe):
     lambda_detail: Weight = 2.0  # on the absolute difference of detail finer than 256 px, mean over an octave in [-1, 1]
     lambda_grain: Weight = 4.0  # of edited photographs, on its size beyond the generator's own
     lambda_align: Weight = 2.0  # on equation 8, of edited photographs
+    lambda_outside: Weight = 0.0  # of edited photographs, on LPIPS to the photograph where the generator's edit changes little
     published: bool = False  # equation 11 on edited photographs: L2 to the photograph, L_cls, L_align
 
     def __post_init__(self) -> None:
@@ -244,7 +249,7 @@ class ContentTask(Task):
     def _edited(self, share: Share, samples: Samples, figures: dict[str, Tensor | float]) -> Tensor:
         """``L_align`` (equation 8), ``L_cls``, ``L_turn`` and grain; in the published recipe equation 11."""
         judged = [] if self.classifiers is None else ["cls"] if self.recipe.published else ["cls", "turn"]
-        names = ["align", "l2" if self.recipe.published else "grain", *judged]
+        names = ["align", *(["l2"] if self.recipe.published else ["grain", "outside"]), *judged]
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
             x, fused = at_side(samples.photos, SIDE), self.refine(samples)
@@ -268,7 +273,16 @@ class ContentTask(Task):
                 found["l2"] = (refined - x).square().mean((1, 2, 3))
             else:
                 found["grain"] = F.relu(fused.grain - drawn.grain).mean(1)
+                found["outside"] = self._changed_outside(x, refined, before, after)
         return self._weighed(share, found, "edit_", figures)
+
+    def _changed_outside(self, photos: Tensor, refined: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """LPIPS ``(n,)`` of photographs and refined pictures that show only where the generator's own edit changes little."""
+        changed = torch.cat([change_mask(a, b) for a, b in zip((before + 1) / 2, (after + 1) / 2)])
+        shown = photos + (1 - smoothstep(changed, *_LITTLE)) * (refined - photos)
+        with torch.no_grad():
+            features = self.lpips.features(photos)
+        return self.lpips.distance(self.lpips.features(shown), features).float()
 
     def _short_of(self, goal: Tensor, logits: Tensor, strengths: list[dict[str, float]]) -> Tensor:
         """How far a refined picture's score of its attribute falls short of the goal's, in deviations of the score.

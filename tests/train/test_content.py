@@ -200,6 +200,32 @@ def test_where_the_generators_picture_is_another_its_changes_are_not_wanted(tmp_
     torch.testing.assert_close(loss, 3 * (weight * moved.square()).mean())
 
 
+def test_outside_its_edit_a_refined_picture_is_held_to_the_photograph(tmp_path, monkeypatch):
+    task = make_task(tmp_path, lambda_outside=3.0, lambda_align=0.0, lambda_cls=0.0, lambda_turn=0.0, lambda_grain=0.0)
+    share = Share(0, 0, range(2), 2)
+    samples = task.sampler.edited(share)
+    photos = F.interpolate(samples.photos, (SIDE, SIDE), mode="area")
+    half = SIDE // 2
+    # The generator's edit is of the right half; what blurs into the left is not looked at, nor is a margin.
+    before, after = torch.zeros_like(photos), torch.zeros_like(photos)
+    after[..., half:] = 1.0
+    drawn = iter([before, after] * 3)
+    monkeypatch.setattr(task, "draw", lambda codes: as_drawn(next(drawn)))
+
+    def loss(columns):
+        refined = photos.clone()
+        refined[..., columns] = -refined[..., columns]
+        monkeypatch.setattr(task, "refine", lambda samples: as_drawn(refined))
+        return task._edited(share, samples._replace(photos=photos), {}), task.lpips(refined, photos).mean()
+
+    inside, _ = loss(slice(half + 4, None))
+    assert inside < 1e-6
+    beside, changed = loss(slice(None, 4))
+    assert changed > 0.01
+    torch.testing.assert_close(beside, 3 * changed)
+    assert loss(slice(None))[0] > 2 * changed
+
+
 def test_only_a_score_that_falls_short_is_paid_for(tmp_path):
     task = make_task(tmp_path)
     goal, found = torch.zeros(3, len(NAMES)), torch.zeros(3, len(NAMES))
