@@ -65,7 +65,7 @@ from faceedit.train.synthetic import generated_faces, mixed_latents
 from faceedit.train.task import Share, Task
 from faceedit.train.trainer import Trainer, begin
 
-_LITTLE = (0.02, 0.1)  # local difference on [0, 1] that an edit makes: nothing, much
+_LITTLE = (0.02, 0.2)  # local difference on [0, 1] that an edit makes: nothing, much
 
 
 @dataclass(frozen=True, kw_only=True)
