@@ -249,7 +249,9 @@ class ContentTask(Task):
     def _edited(self, share: Share, samples: Samples, figures: dict[str, Tensor | float]) -> Tensor:
         """``L_align`` (equation 8), ``L_cls``, ``L_turn`` and grain; in the published recipe equation 11."""
         judged = [] if self.classifiers is None else ["cls"] if self.recipe.published else ["cls", "turn"]
-        names = ["align", *(["l2"] if self.recipe.published else ["grain", "outside"]), *judged]
+        names = ["align", "l2" if self.recipe.published else "grain", *judged]
+        if outside := self.recipe.lambda_outside > 0 and not self.recipe.published:
+            names.append("outside")
         found = {name: samples.photos.new_zeros(0) for name in names}
         if len(share):
             x, fused = at_side(samples.photos, SIDE), self.refine(samples)
@@ -273,6 +275,7 @@ class ContentTask(Task):
                 found["l2"] = (refined - x).square().mean((1, 2, 3))
             else:
                 found["grain"] = F.relu(fused.grain - drawn.grain).mean(1)
+            if outside:
                 found["outside"] = self._changed_outside(x, refined, before, after)
         return self._weighed(share, found, "edit_", figures)
 
@@ -280,9 +283,7 @@ class ContentTask(Task):
         """LPIPS ``(n,)`` of photographs and refined pictures that show only where the generator's own edit changes little."""
         changed = torch.cat([change_mask(a, b) for a, b in zip((before + 1) / 2, (after + 1) / 2)])
         shown = photos + (1 - smoothstep(changed, *_LITTLE)) * (refined - photos)
-        with torch.no_grad():
-            features = self.lpips.features(photos)
-        return self.lpips.distance(self.lpips.features(shown), features).float()
+        return self.lpips(shown, photos).float()
 
     def _short_of(self, goal: Tensor, logits: Tensor, strengths: list[dict[str, float]]) -> Tensor:
         """How far a refined picture's score of its attribute falls short of the goal's, in deviations of the score.

@@ -224,6 +224,7 @@ def test_outside_its_edit_a_refined_picture_is_held_to_the_photograph(tmp_path, 
     assert changed > 0.01
     torch.testing.assert_close(beside, 3 * changed)
     assert loss(slice(None))[0] > 2 * changed
+    assert "edit_outside" not in whole(make_task(tmp_path))[1], "without a weight it is not worked out"
 
 
 def test_only_a_score_that_falls_short_is_paid_for(tmp_path):
