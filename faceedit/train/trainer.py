@@ -23,7 +23,7 @@ A stage is a `Task`: what is trained, and the loss of some samples::
 it: ``share.uniform(low, high, *shape)``, ``share.normal(*shape)``, ``share.integers(n)`` draw one row
 a sample, ``share.pick(n)`` goes through a data set of n in random order, ``share.common`` is for what
 the whole batch has in common. Then the batch of a step is the same for any number of processes and
-passes, and a resumed run is the uninterrupted one, bit for bit on a CPU. Samples of several kinds are
+passes, and a resumed run is the uninterrupted one, bit for bit on one thread of a CPU. Samples of several kinds are
 places in the batch: ``share.part(0, 6)`` are this share's among the first six; its
 ``mean(values)`` is their term of the loss. (Batch normalisation in training mode sees one share at a
 time: that alone does depend on the sharing.) Layers that draw by themselves, such as dropout, resume
