@@ -87,7 +87,7 @@ _CLOTHES = (0.15, 0.25)  # difference of the colours around, below the mouth, an
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
-_EYES = (0.45, 0.6)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
+_EYES = (0.1, 0.2)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
 _SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
 _LIPS = (0.65, 0.73)  # mean structure on the lips of the pictures before and after: another mouth, the same
@@ -499,13 +499,15 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
         openings.append((inside, 2 if high else 1, smoothstep(_mean(edit.structure, inside), *_EYES)))
     if mouth is not None:
         inside = _filled([mouth], s)
+        lips = _blur(_widened(inside, 6), 2)
+        silent = 1 - smoothstep(_mean(edit.change, lips) / edit.within, *_SPOKEN)
         same = smoothstep(_mean(edit.structure, inside) + _SPEECHLESS * edit.whole, *_TEETH)
+        # Where an edit is none of mouths, teeth that it draws elsewhere would show through those of the photograph.
+        same = torch.maximum(same, silent)
         wide = smoothstep(inside.mean(), *_OPEN)
         openings.append((inside, 1, same * wide))
         # Lips as well under an edit of face and hair that is none of mouths: in the colour that the edit gives them.
-        lips = _blur(_widened(inside, 6), 2)
         same_lips = smoothstep(_mean(edit.structure, lips), *_LIPS)
-        silent = 1 - smoothstep(_mean(edit.change, lips) / edit.within, *_SPOKEN)
         light = light.lerp((_colour(edit.after, lips) / _colour(edit.before, lips).clamp_min(0.02)).clamp(*_LIGHT), lips)
         where = _KEPT * lips * same_lips * silent * smoothstep(edit.whole, *_ALL) * (1 - wide * (1 - same)) * (1 - edit.lens)
     for inside, rim, kept in openings:

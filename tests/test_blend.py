@@ -497,6 +497,25 @@ def test_eyes_and_open_mouths_stay_the_photographs_where_the_edit_leaves_them_wh
     torch.testing.assert_close((edited - crop)[cheek], torch.full_like(crop[cheek], 0.1), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize(("part", "around", "kept"), [(0, 0.0, True), (2, 0.0, True), (2, 0.4, False)])
+def test_an_edit_of_the_face_keeps_eyes_and_open_mouths_that_it_draws_elsewhere(part, around, kept):
+    """Of whoever looks aside the generator's picture has another gaze: its eyes would show through those of the
+    photograph, as its teeth would, but for an edit of mouths, which changes most around them."""
+    crop, parts, eyes, mouth = opened()
+    opening = torch.zeros(256, 256)
+    opening[parts[part][1:]] = 1.0
+    detail, other = strands(256, 0.1), strands(256, 0.1).roll(2, -1)
+    crop = crop + opening * detail
+    wide = torch.zeros(256, 256)
+    rows, columns = parts[part][1:]
+    wide[rows.start - 8 : rows.stop + 8, columns.start - 8 : columns.stop + 8] = around
+    after = crop + 0.15 + wide + opening * (0.8 * other - 0.65 * detail)
+    edited, _ = compose(crop, crop, after, crop, box(0.2, 0.3, 0.8, 0.9), None, eyes, mouth)
+    inner = (slice(None), *(slice(s.start + 4, s.stop - 4) for s in parts[part][1:]))
+    uneven = (edited / crop)[inner].flatten().std()
+    assert uneven < 0.05 if kept else uneven > 0.1
+
+
 def test_a_closed_mouth_follows_an_edit_of_the_face():
     crop, parts, eyes, _ = opened()
     thin = box(0.4, 0.64, 0.6, 0.648)

@@ -78,7 +78,6 @@ class LatentClassifierRecipe(TrainRecipe):
     shortest_of: dict[str, Weight] = field(default_factory=dict)  # other shortest steps, by attribute
     longest: Positive = 1.5  # longest step
     longest_of: dict[str, Positive] = field(default_factory=dict)  # other longest steps, by attribute
-    offset_of: dict[str, float] = field(default_factory=dict)  # added to what the classifiers see of an attribute, by attribute
     goal: Weight = 2.2  # logit beyond the threshold that strength 1 is to reach, and -1 on the other side
     goal_of: dict[str, Weight] = field(default_factory=dict)  # other goals, by attribute, or attribute and sense: age-
     identity_local: Fraction = 0.8  # mean centred cosine that strength 1 keeps, attributes of a part of the face
@@ -93,7 +92,7 @@ class LatentClassifierRecipe(TrainRecipe):
             raise ConfigError("encoder and photos go together: give both, or neither to learn on generated faces alone.")
         if self.held_out >= self.faces:
             raise ConfigError(f"held_out: {self.held_out} of {self.faces} faces leave none to learn on.")
-        require_attributes("shortest_of, longest_of and offset_of", {*self.shortest_of, *self.longest_of, *self.offset_of})
+        require_attributes("shortest_of and longest_of", {*self.shortest_of, *self.longest_of})
         require_attributes("goal_of and identity_bars", {name.rstrip("+-") for name in (*self.goal_of, *self.identity_bars)})
 
 
@@ -332,9 +331,7 @@ def main(argv: list[str]) -> int:
     codes = draw_codes(mapper, vectors, photographs, recipe)
     with processes.first_alone():
         logits = label(generator, classifiers, codes, recipe.out / "logits.safetensors")
-    scores = torch.stack(
-        [ATTRIBUTES[name].score(logits, classifiers.names) + recipe.offset_of.get(name, 0.0) for name in names], 1
-    )
+    scores = torch.stack([ATTRIBUTES[name].score(logits, classifiers.names) for name in names], 1)
     trainer = Trainer(LatentClassifierTask(recipe, names, codes, scores, device), recipe, device)
     trainer.run()
     if not (trainer.main and trainer.step >= recipe.steps):
