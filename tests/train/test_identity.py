@@ -21,14 +21,6 @@ from faceedit.train import identity
 from faceedit.train.identity import DlibFaceNet, identity_chip, identity_loss, load_identity
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def network() -> DlibFaceNet:
     torch.manual_seed(0)
