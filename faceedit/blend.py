@@ -1,20 +1,21 @@
 """Put a generated edit onto the real crop, keeping the crop's own detail where nothing changed.
 
-The generator never gives a photograph back exactly, even refined. So its pictures before and
-after the edit are compared: where they agree the photograph stays, where they differ a little
-their difference is added to it, and where they differ much the edited picture replaces it, in the
-photograph's own colours. Around the face, where a generated silhouette need not be the
-photograph's, an edit shows only as far as the generator's picture is like the photograph. A refined
-picture always is, and there the style branch's own picture says whether the edit was one of this
-photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost; and an edit that
-changes what is beside the face, and not its colours alone, has moved a silhouette, and shows only where the two are
-the same. An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed,
-but where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
+The generator never gives a photograph back exactly, even refined. So its pictures before and after the edit are
+compared: where they agree the photograph stays, where they differ a little their difference is added to it, and where
+they differ much the edited picture replaces it, in the photograph's own colours. Around the face, where a generated
+silhouette need not be the photograph's, an edit shows only as far as the generator's picture is like the photograph.
+A refined picture always is, and there the style branch's own picture says whether the edit was one of this
+photograph: the stronger the edit, the more alike the two must be, or it would leave a ghost; and an edit that changes
+what is beside the face, and not its colours alone, has moved a silhouette, and shows only where the two are the same.
+An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed, but
+where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
 forehead, too, as far as no hair is in its way. Content that is fused into an edit holds it back, and so its change of
-brightness may be emphasised within the face and in hair. What is known to lie over the face and be no skin, as hair
-and hats are, no edit shows through but new glasses, which go over it; below the mouth, where beards are, only what the
-style branch did not draw, as scarves. Where the person is known, an edit that is one of hair first may change
-its colour, and one of the forehead first may let hair fall over it; beside the person nothing changes.
+brightness may be emphasised within the face and in hair: of tone and of lines, and not of what is between, which
+would mottle skin. What is known to lie over the face and be no skin, as hair and hats are, no edit shows through but
+new glasses, which go over it; below the mouth, where beards are, only what the style branch did not draw, as scarves,
+and hair beside the jaw where something else than skin would come. Where the person is known, an edit that is one of
+hair first may change its colour, and one of the forehead first may let hair fall over it; beside the person nothing
+changes.
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
 photograph's own is multiplied by, or, if it gets paler, what is added to it, as far as each of its pixels is hair and not
@@ -85,6 +86,7 @@ _STRANDS = (0.5, 0.8)  # local structure of the pictures before and after in the
 _PALER = (1.0, 1.15)  # what the brightness of hair is multiplied by: it gets darker, paler
 _CLOTHES = (0.15, 0.25)  # difference of the colours around, below the mouth, and of hair's: hair as well, something else
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
+_FRINGED = (-0.06, -0.02)  # heights over the eyes, in sides of the crop: what hides a face is hair, may be none
 _BROAD = 1.6  # how much wider they are than eyes
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.1, 0.2)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
@@ -99,16 +101,19 @@ _WARM = (0.15, 0.5)  # how much of the warmth of skin and lips teeth have at lea
 _FAINT = 0.004  # mean difference of pixels from their surroundings that counts as no detail
 _ADDS = (0.4, 0.7)  # how much detail there is after an edit, in that before: something is taken away, put there
 _WIDE = 0.031  # how high an eye's opening is, in sides of the crop, whose rim is broader than a narrow one's
-_LENS = (1.6, 2.0)  # an edit's mean difference close around the eyes, in that below the mouth: of all the face, of glasses
+_LENS = (1.5, 1.8)  # an edit's mean difference close around the eyes, in that far from them: of all the face, of glasses
 _WORN = 0.7  # how much more that must be in an edit of what is around the face as well
 _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mouth, an open one
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
 _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
+_STAIN = (1, 12)  # how broad what mottles skin is, in pixels: lines are finer, its tone is broader
 _FINE = 512  # what is hair is told at this size, strand by strand
 _COVERED = (0.5, 0.9)  # how far something is no bare skin: it is not looked at as hair, is
 _BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
 _STRANGE = (0.2, 0.3)  # local difference of photograph and style branch: a beard or what else it drew, what it did not
 _BEARD = 4  # how far beyond the outline of a face beards grow, in pixels
+_BRIGHTER = (0.02, 0.08)  # how much brighter it gets beside a jaw: hair stays, goes
+_UNSKINNY = (0.08, 0.18)  # difference of a colour and of a face's above the mouth: skin, what comes from behind hair
 _FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
 _CELL = 8  # side of the cells, in pixels, whose pattern generators repeat that double a picture three times
 _GRID = 0.015  # what that pattern has at most, on [0, 1]
@@ -315,13 +320,15 @@ def _look(
     fringe, bare, grown = torch.zeros(3)
     if unlike is not None and person is not None and outline is not None:
         fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
-    falls, hat = fringe * whole * bare, fringe * whole * (1 - bare)
+    falls, hat = fringe * whole * bare * grown, fringe * whole * (1 - bare)
     lens, glasses = torch.zeros(2)
     if eyes is not None:
         inside = _filled(eyes, size)
-        below = _mean(change, face * (1 - _upper(size)))
-        lens = smoothstep(_mean(change, _widened(inside, 8) - inside) / below - _WORN * whole, *_LENS)
-        glasses = _blur(_widened(inside, _FRAMES), 4)
+        close, framed = _widened(inside, 8) - inside, _widened(inside, _FRAMES)
+        # Of all the face a little, for there may be nothing above the mouth but eyes and what is around them.
+        far = [_mean(change, face * part) for part in (1 - _upper(size), _upper(size) * (1 - framed) + 0.01)]
+        lens = smoothstep(_mean(change, close) / (far[0] * far[1]).sqrt() - _WORN * whole, *_LENS)
+        glasses = _blur(framed, 4)
     covered, hidden = torch.zeros(()), None
     if skin is not None:
         # Without holes, which are spots of light or shade.
@@ -332,6 +339,8 @@ def _look(
         covered = covered * (1 - lens * glasses)
         if unlike is not None:
             covered = torch.maximum(covered, hidden * _blur(_widened(smoothstep(unlike, *_STRANGE), 2), 2))
+        if outline is not None:
+            covered = torch.maximum(covered, _bared(photo, after, outline, hidden))
         covered = covered * (1 - falls)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
@@ -341,6 +350,20 @@ def _look(
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens,
         hidden=hidden, covered=covered,
     )  # fmt: skip
+
+
+def _bared(photo: Tensor, after: Tensor, outline: Tensor, hidden: Tensor) -> Tensor:
+    """Where hair beside a jaw is gone after an edit, and what was behind it shows, ``(1, 1, s, s)`` in [0, 1].
+
+    ``hidden`` is what is no bare skin.
+    """
+    size = hidden.shape[-1]
+    face = _filled([outline], size)
+    colour = _colour(after, _narrowed(face, 6) * _upper(size))
+    bright = smoothstep(after.mean(1, True) - photo.mean(1, True), *_BRIGHTER)
+    other = smoothstep((after - colour).abs().amax(1, True), *_UNSKINNY)
+    bared = bright * other * hidden * (1 - _blur(_narrowed(face, 2), 1))
+    return _blur(_widened(bared, 4), 2) * (2 * (1 - _upper(size))).clamp_max(1)
 
 
 def _trust(edit: _Edit) -> Tensor:
@@ -459,7 +482,14 @@ def _hair(
     midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * _narrowed(usual, 3) * hatless * edit.recolours
     midst = midst * smoothstep(_blur(edit.structure, 4), *_STRANDS) * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8))
     midst = midst * smoothstep(_tone(*wide), *_PALER) * (1 - edit.falls)
-    midst = midst * torch.maximum(above, trust) * (1 - core if edit.hidden is None else (1 - inner) * edit.hidden)
+    midst = midst * torch.maximum(above, trust)
+    if edit.hidden is None:
+        midst = midst * (1 - core)
+    elif eyes is None:
+        midst = midst * (1 - inner) * edit.hidden
+    else:  # a fringe may reach to the eyes
+        height = (torch.arange(s) + 0.5)[:, None] / s - float(eyes[..., 1].min())
+        midst = midst * (1 - inner * smoothstep(height, *_FRINGED)) * edit.hidden
     most, low = new - old, _blur(edit.after - edit.before, 4)
     uneven = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
     outer = (1 - core) * (1 - clothes)
@@ -632,7 +662,10 @@ def compose(
         where = emphasised * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
         if eyes is not None:  # where another eye comes, more than the difference would leave no pupil
             where = where * (1 - _blur(_widened(_filled(eyes, where.shape[-1]), 3), 2))
-        difference = difference + emphasis * full(where) * difference.mean(0, True)
+        # Nor of stains, which would mottle skin; but frames are as narrow and as broad as they are.
+        light = difference.mean(0, True)
+        fine, broad = (full(_blur(_small(light[None]), radius)) for radius in _STAIN)
+        difference = difference + emphasis * full(where) * (light - fine + broad).lerp(light, edit.lens)
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else _blur(edit.person, 2)
     if hair is not None:

@@ -208,6 +208,18 @@ def test_emphasis_is_of_brightness_and_in_the_face():
     assert torch.equal(edited[beside], plain[beside])
 
 
+def test_stains_are_not_emphasised():
+    """They would mottle skin; lines as fine as wrinkles are."""
+    crop, outline, x = 0.6 * smooth(256, 0), box(0.1, 0.1, 0.9, 0.9), torch.arange(256)
+    added = []
+    for pixels in (24, 4):
+        after = crop + 0.1 + 0.06 * torch.sin(2 * torch.pi * x / pixels).expand(256, 256)
+        plain, stronger = (compose(crop, crop, after, crop, outline, emphasis=e)[0] for e in (0.0, 0.5))
+        added.append((stronger - plain)[:, 100:150, 80:176])
+    torch.testing.assert_close(added[0], torch.full_like(added[0], 0.05), rtol=0, atol=0.006)
+    assert added[1].std() > 0.7 * 0.5 * 0.06 / 2**0.5
+
+
 @pytest.mark.parametrize(("beside", "shown"), [(0.06, False), (0.3, True)])
 def test_an_edit_mostly_of_the_face_stays_near_it(beside, shown):
     crop = 0.7 * smooth(256, 0)
@@ -738,6 +750,37 @@ def test_hair_beside_a_neck_stays(skin):
     _, mask = compose(crop, crop, crop + 0.1, crop, box(0.2, 0.2, 0.6, 0.9), skin=bare)
     side = mask[200:220, torch.nonzero(where.expand(256, 256)[0])[8:-8, 0]]
     assert side.max() < 0.02 if skin == 0 else side.min() > 0.9
+
+
+@pytest.mark.parametrize(("hair", "light", "stays"), [
+    (0.1, 0.8, True),  # a bright background comes where hair was
+    (0.1, 0.45, False),  # skin does, where a beard was
+    (0.55, 0.3, False),  # it gets darker, as beards do
+])  # fmt: skip
+def test_hair_beside_a_jaw_stays_where_something_else_would_come(hair, light, stays):
+    """For it would end there, and be as long as ever elsewhere."""
+    crop, jaw = torch.full((3, 256, 256), 0.45), torch.zeros(256, 256)
+    jaw[175:215, 36:56] = 1.0  # across the outline of the face
+    crop = torch.where(jaw > 0, torch.tensor(hair), crop)
+    after = torch.where(jaw > 0, torch.tensor(light), crop + 0.05)
+    edited, _ = compose(crop, crop, after, crop, box(0.2, 0.2, 0.8, 0.9), skin=1.0 - jaw)
+    changed = (edited - crop)[:, 182:208, 45:50].abs().mean()
+    assert changed < 0.1 * abs(light - hair) if stays else changed > 0.5 * abs(light - hair)
+
+
+def test_a_fringe_gets_paler_as_other_hair_does():
+    """Though it changes more than the face does, no hair falls where the same hair has been before; down to the eyes."""
+    crop, hair, skin, head, outline = haired()
+    eyes = torch.stack((box(0.37, 0.53, 0.46, 0.56), box(0.54, 0.53, 0.63, 0.56)))
+    fringe = torch.zeros(256, 256)
+    fringe[72:122, 80:176] = 1.0
+    crop = torch.where(fringe > 0, torch.tensor([0.2, 0.15, 0.1])[:, None, None] * (1 + strands(256, 0.5)), crop)
+    bare = skin * (1 - fringe)
+    grey = crop + (0.2 - 0.5 * (crop - 0.15)) * (hair + fringe)  # and its strands fade
+    edited, _ = compose(crop, crop, grey + 0.03 * bare, crop, outline, head, eyes, skin=bare)
+    for rows in ((80, 105), (113, 118)):
+        part = (slice(None), slice(*rows), slice(100, 156))
+        torch.testing.assert_close(edited[part], grey[part], rtol=0, atol=0.05)
 
 
 def test_hair_that_covers_a_face_takes_the_edits_colour_and_keeps_its_strands():
