@@ -383,6 +383,9 @@ def _trust(edit: _Edit) -> Tensor:
         if edit.person is not None:
             hair = smoothstep(_blur(edit.structure, 4), *_COLOUR) * (1 - _blur(smoothstep(unlike, *_OTHER), 8))
             hair = hair * smoothstep(_mean(change, (1 - edit.near) * edit.person) / edit.within, *_HAIR)
+            if edit.hidden is not None:  # on skin another colour is hair that comes
+                comes = smoothstep(change, *_GROWN) * (1 - edit.hidden)
+                hair = hair * (1 - _blur(_widened(comes, 12), 5))
             hair = torch.maximum(hair, edit.falls)
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(edit.near, 4), whole), face), forehead * whole)

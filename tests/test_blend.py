@@ -271,6 +271,22 @@ def test_hair_changes_its_colour(unlike, other, within, everybody, shown):
     assert core.min() > 0.9 if shown else core.max() < 0.4
 
 
+@pytest.mark.parametrize(("bare", "shown"), [(False, True), (True, False)])
+def test_hair_that_changes_its_colour_does_not_come_onto_bare_skin(bare, shown):
+    """What gets as dark there as hair is, where there was none, would end in the midst of a forehead."""
+    crop = 0.3 + 0.6 * smooth(256, 0)
+    face, forehead, head, outline = crowned()
+    hair = head * (1 - face) * (1 - forehead)
+    crop = crop + hair * strands()
+    above = torch.zeros(256, 256)
+    above[44:84, 96:160] = 1.0
+    after = crop - 0.4 * torch.maximum(hair, above) + 0.02 * face
+    skin = (face + forehead + above).clamp_max(1) if bare else None
+    _, mask = compose(crop, crop, after, crop + 0.1 * torch.maximum(hair, above), outline, head, skin=skin)
+    core = mask[52:66, 108:148]
+    assert core.min() > 0.9 if shown else core.max() < 0.2
+
+
 @pytest.mark.parametrize(("over", "unlike", "shown"), [(0.3, 0.05, True), (0.3, 0.25, False), (0.1, 0.05, False)])
 def test_a_fringe_falls_on_a_bare_forehead(over, unlike, shown):
     """Where the edit is one of the forehead first, and the style branch saw a forehead as well."""
