@@ -114,6 +114,8 @@ _STRANGE = (0.2, 0.3)  # local difference of photograph and style branch: a bear
 _BEARD = 4  # how far beyond the outline of a face beards grow, in pixels
 _BRIGHTER = (0.02, 0.08)  # how much brighter it gets beside a jaw: hair stays, goes
 _UNSKINNY = (0.08, 0.18)  # difference of a colour and of a face's above the mouth: skin, what comes from behind hair
+_WORN_ABOVE = (0.1, 0.15)  # heights below the eyes, in sides of the crop: where glasses may be, where they change nothing
+_FRAME = (0.05, 0.1)  # local difference that glasses make: of lenses, of frames
 _FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
 _CELL = 8  # side of the cells, in pixels, whose pattern generators repeat that double a picture three times
 _GRID = 0.015  # what that pattern has at most, on [0, 1]
@@ -298,9 +300,10 @@ class _Edit(NamedTuple):
     falls: Tensor  # where hair falls over a forehead
     hat: Tensor  # where it would, but that there seems to be a hat
     lens: Tensor  # how far it is one of what is around the eyes, as glasses are
+    frames: Tensor  # where such an edit draws frames
     recolours: Tensor  # how far it is one of hair as well, but not of a fringe that grows or goes
     hidden: Tensor | None  # what is no bare skin
-    covered: Tensor  # where hair, a hat or a scarf is that it may not show through; 0 where that is not known
+    covered: Tensor  # where hair, a hat or a scarf is that it may not show through, and below new glasses; 0 where not known
 
 
 def _look(
@@ -321,7 +324,7 @@ def _look(
     if unlike is not None and person is not None and outline is not None:
         fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
     falls, hat = fringe * whole * bare * grown, fringe * whole * (1 - bare)
-    lens, glasses = torch.zeros(2)
+    lens, glasses, frames, below = torch.zeros(4)
     if eyes is not None:
         inside = _filled(eyes, size)
         close, framed = _widened(inside, 8) - inside, _widened(inside, _FRAMES)
@@ -329,6 +332,8 @@ def _look(
         far = [_mean(change, face * part) for part in (1 - _upper(size), _upper(size) * (1 - framed) + 0.01)]
         lens = smoothstep(_mean(change, close) / (far[0] * far[1]).sqrt() - _WORN * whole, *_LENS)
         glasses = _blur(framed, 4)
+        below = lens * face * smoothstep((torch.arange(size) + 0.5)[:, None] / size - float(eyes[..., 1].max()), *_WORN_ABOVE)
+        frames = lens * glasses * _blur(_widened(smoothstep(change, *_FRAME), 2), 2)
     covered, hidden = torch.zeros(()), None
     if skin is not None:
         # Without holes, which are spots of light or shade.
@@ -342,12 +347,13 @@ def _look(
         if outline is not None:
             covered = torch.maximum(covered, _bared(photo, after, outline, hidden))
         covered = covered * (1 - falls)
+    covered = torch.maximum(covered, below)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
         within=within, whole=whole, side=_side(face),
         forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
         person=None if person is None else _resized(person[None, None], change), unlike=unlike, falls=falls, hat=hat,
-        recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens,
+        recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens, frames=frames,
         hidden=hidden, covered=covered,
     )  # fmt: skip
 
@@ -389,7 +395,8 @@ def _trust(edit: _Edit) -> Tensor:
             hair = torch.maximum(hair, edit.falls)
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(edit.near, 4), whole), face), forehead * whole)
-    return torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - edit.hat)
+    believed = torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - edit.hat)
+    return torch.maximum(believed, edit.frames)
 
 
 def _side(face: Tensor) -> Tensor:
@@ -529,7 +536,8 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
     for eye in () if eyes is None else eyes:
         inside = _filled([eye], s)
         high = bool(eye[:, 1].max() - eye[:, 1].min() > _WIDE)
-        openings.append((inside, 2 if high else 1, smoothstep(_mean(edit.structure, inside), *_EYES)))
+        same = smoothstep(_mean(edit.structure, inside), *_EYES)
+        openings.append((inside, 2 if high else 1, same * (1 - edit.lens)))  # behind new glasses they are others
     if mouth is not None:
         inside = _filled([mouth], s)
         lips = _blur(_widened(inside, 6), 2)
@@ -550,7 +558,7 @@ def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[T
         # Without their rims, for lashes and lips are the edit's.
         part = _blur(_narrowed(inside, rim), 1)
         light = light.lerp((ratio[0] / ratio[1]).clamp(*_LIGHT), part)
-        where = torch.maximum(where, part * kept * (1 - edit.lens))
+        where = torch.maximum(where, part * kept)
     return light - 1, where
 
 
@@ -670,7 +678,7 @@ def compose(
         fine, broad = (full(_blur(_small(light[None]), radius)) for radius in _STAIN)
         difference = difference + emphasis * full(where) * (light - fine + broad).lerp(light, edit.lens)
     change = shown * (difference - full(replaced) * detail)
-    reach = None if edit.person is None else _blur(edit.person, 2)
+    reach = None if edit.person is None else torch.maximum(_blur(edit.person, 2), edit.frames)
     if hair is not None:
         # Hair may change up to its last strands, for the background between them does not.
         reach, farther = (_resized(x, hair.where) for x in (reach, _blur(_widened(edit.person, 3), 2)))
