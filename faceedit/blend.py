@@ -10,22 +10,24 @@ what is beside the face, and not its colours alone, has moved a silhouette, and 
 An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed, but
 where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
 forehead, too, as far as no hair is in its way. Content that is fused into an edit holds it back, and so its change of
-brightness may be emphasised within the face and in hair: of tone and of lines, and not of what is between, which
-would mottle skin. What is known to lie over the face and be no skin, as hair and hats are, no edit shows through but
-new glasses, which go over it; below the mouth, where beards are, only what the style branch did not draw, as scarves,
-and hair beside the jaw where something else than skin would come. Where the person is known, an edit that is one of
-hair first may change its colour, and one of the forehead first may let hair fall over it; beside the person nothing
-changes.
+brightness may be emphasised within the face and in hair: of tone and of lines, and not of what is between, the
+stains, which would mottle skin: on bare skin those of an edit of face and hair lose their colours and are bounded.
+What is known to lie over the face and be no skin, as hair and hats are, no edit shows through but new glasses, which
+go over it, are whole beside the face and the person, too, and change nothing below them; below the mouth, where
+beards are, only what the style branch did not draw, as scarves, and hair beside the jaw where something else than
+skin would come. Where the person is known, an edit that is one of hair first may change its colour, and one of the
+forehead first may let hair fall over it; beside the person nothing changes.
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
-photograph's own is multiplied by, or, if it gets paler, what is added to it, as far as each of its pixels is hair and not
-skin or background, so that every strand stays. That cannot move a silhouette, and so it shows where the edit's own picture
-may not; where that picture gets brighter or darker than hair does elsewhere, hair has gone, and changes as the rest. In
-the midst of hair whose strands the edit leaves and that gets paler, it is the edit's own change of the strands, as greying
-is, and as much as hair changes all over. Clothes are told from hair by their colour. Eyes stay the photograph's own where the
-edit leaves them what they are, for generators wash them out, and so does what an open mouth shows, the more so after an
-edit of face and hair; only the brightness of the light on them follows the edit. Lips stay under such an edit, too, if it
-leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than the light on the mouth was.
+photograph's own is multiplied by, or, if it gets paler, what is added to it, as far as each of its pixels is hair and
+not skin or background, so that every strand stays. That cannot move a silhouette, and so it shows where the edit's
+own picture may not; where that picture gets brighter or darker than hair does elsewhere, hair has gone, and changes
+as the rest. In the midst of hair whose strands the edit leaves and that gets paler, it is the edit's own change of
+the strands, as greying is, and as much as hair changes all over. Clothes are told from hair by their colour. Eyes
+stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does what an
+open mouth shows, the more so after an edit of face and hair; only the brightness of the light on them follows the
+edit. Lips stay under such an edit, too, if it leaves the mouth what it is, in the colour that it gives them. New
+teeth are no colder than the light on the mouth was.
 
 The grid that a generator's upsampling leaves in its pictures is taken from what they change.
 """
@@ -107,6 +109,7 @@ _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mo
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
 _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
 _STAIN = (1, 12)  # how broad what mottles skin is, in pixels: lines are finer, its tone is broader
+_SHADE = 0.06  # how bright and how dark stains are at most
 _FINE = 512  # what is hair is told at this size, strand by strand
 _COVERED = (0.5, 0.9)  # how far something is no bare skin: it is not looked at as hair, is
 _BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
@@ -482,9 +485,7 @@ def _hair(
     # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
     rim = edit.side
     if eyes is not None:
-        broad = torch.tensor([_BROAD, 1]) * (eyes - eyes.mean(1, True)) + eyes.mean(1, True)
-        brows = _blur(_widened(sum(raised(eye, _BROW, s) for eye in broad).clamp_max(1), 4), 2)
-        rim = rim * (1 - brows * smoothstep(_blur(_small(bare), 8), *_SKINNY))
+        rim = rim * (1 - _brows(eyes, s) * smoothstep(_blur(_small(bare), 8), *_SKINNY))
     drawn = 1 - smoothstep(edit.unlike, *_OTHER)
     hatless = smoothstep(_mean(drawn, upper), *_HATLESS) * (1 - edit.hat.amax())
     # In the midst of hair whose strands the edit leaves nothing can shine through, and its own change may show: of the
@@ -517,6 +518,12 @@ def _hair(
 def _tone(before: Tensor, after: Tensor) -> Tensor:
     """What brightness is multiplied by, ``(1, 1, H, W)``."""
     return (after.mean(1, True) + 0.04) / (before.mean(1, True) + 0.04)
+
+
+def _brows(eyes: Tensor, size: int) -> Tensor:
+    """Eyes with their brows, ``(1, 1, size, size)`` in [0, 1]."""
+    broad = torch.tensor([_BROAD, 1]) * (eyes - eyes.mean(1, True)) + eyes.mean(1, True)
+    return _blur(_widened(sum(raised(eye, _BROW, size) for eye in broad).clamp_max(1), 4), 2)
 
 
 def _between(picture: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -666,6 +673,8 @@ def compose(
     difference = _ungridded(after - before)
     if hair is not None:
         difference = difference - full(hair.uneven)
+    small = _small(difference[None])
+    stains = _blur(small, _STAIN[0]) - _blur(small, _STAIN[1])
     if emphasis:
         # Not of its colours, which between lips and teeth would be none that either has; and not where it takes away a mouth
         # or glasses, for more than the difference would leave their lines in light.
@@ -673,10 +682,14 @@ def compose(
         where = emphasised * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
         if eyes is not None:  # where another eye comes, more than the difference would leave no pupil
             where = where * (1 - _blur(_widened(_filled(eyes, where.shape[-1]), 3), 2))
-        # Nor of stains, which would mottle skin; but frames are as narrow and as broad as they are.
-        light = difference.mean(0, True)
-        fine, broad = (full(_blur(_small(light[None]), radius)) for radius in _STAIN)
-        difference = difference + emphasis * full(where) * (light - fine + broad).lerp(light, edit.lens)
+        # Nor of stains; but frames are as narrow and as broad as they are.
+        light = difference.mean(0, True) - full((1 - edit.lens) * stains.mean(1, True))
+        difference = difference + emphasis * full(where) * light
+    if edit.hidden is not None and eyes is not None and lips is not None:
+        # On bare skin stains of an edit of face and hair are no more than shades, as folds are.
+        bare = edit.face * (1 - edit.hidden) * (1 - lips) * (1 - _brows(eyes, lips.shape[-1]))
+        shades = _SHADE * torch.tanh(stains.mean(1, True) / _SHADE)
+        difference = difference - full(bare * edit.whole * (1 - edit.lens) * (stains - shades))
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else torch.maximum(_blur(edit.person, 2), edit.frames)
     if hair is not None:

@@ -220,6 +220,29 @@ def test_stains_are_not_emphasised():
     assert added[1].std() > 0.7 * 0.5 * 0.06 / 2**0.5
 
 
+@pytest.mark.parametrize(("everywhere", "bare", "paled"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_stains_on_bare_skin_are_no_more_than_shades(everywhere, bare, paled):
+    """Of an edit of face and hair: those of an edit of the face alone may be a beard, and what is no skin has its own."""
+    crop, _, eyes, mouth = opened()
+    x = torch.arange(256)
+    stains = torch.tensor([0.2, 0.07, 0.0])[:, None, None] * torch.sin(2 * torch.pi * x / 24).expand(256, 256)
+    rows, columns = torch.arange(256)[:, None], torch.arange(256)
+    face = ((rows > 51) & (rows < 230) & (columns > 51) & (columns < 205)).float()
+    after = 0.6 * crop + 0.2 + face * stains + 0.1 * (face + 2 * everywhere * (1 - face))
+    crop = 0.6 * crop + 0.2
+    skin = torch.ones(256, 256)
+    if not bare:
+        skin[168:215, 80:176] = 0.0
+    edited, _ = compose(crop, crop, after, crop, box(0.2, 0.2, 0.8, 0.9), None, eyes, mouth, skin)
+    change = (edited - crop)[:, 202:216, 90:166] - 0.1
+    given = stains[:, 202:216, 90:166]
+    if paled:
+        assert change.mean(0).abs().max() < 0.07 < given.mean(0).abs().max()
+        assert (change[0] - change[2]).abs().max() < 0.2 * (given[0] - given[2]).abs().max()
+    else:
+        assert (change[0] - change[2]).std() > 0.6 * (given[0] - given[2]).std()
+
+
 @pytest.mark.parametrize(("beside", "shown"), [(0.06, False), (0.3, True)])
 def test_an_edit_mostly_of_the_face_stays_near_it(beside, shown):
     crop = 0.7 * smooth(256, 0)
