@@ -13,10 +13,10 @@ forehead, too, as far as no hair is in its way. Content that is fused into an ed
 brightness may be emphasised within the face and in hair: of tone and of lines, and not of what is between, the
 stains, which would mottle skin: on bare skin those of an edit of face and hair lose their colours and are bounded.
 What is known to lie over the face and be no skin, as hair and hats are, no edit shows through but new glasses, which
-go over it, are whole beside the face and the person, too, and change nothing below them; below the mouth, where
-beards are, only what the style branch did not draw, as scarves, and hair beside the jaw where something else than
-skin would come. Where the person is known, an edit that is one of hair first may change its colour, and one of the
-forehead first may let hair fall over it; beside the person nothing changes.
+go over it, are whole beside the face and the person, too, and change nothing above or below them; below the mouth,
+where beards are, only what the style branch did not draw, as scarves, and hair beside the jaw where something else
+than skin would come. Where the person is known, an edit that is one of hair first may change its colour, and one of
+the forehead first may let hair fall over it; beside the person nothing changes.
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
 photograph's own is multiplied by, or, if it gets paler, what is added to it, as far as each of its pixels is hair and
@@ -117,7 +117,7 @@ _STRANGE = (0.2, 0.3)  # local difference of photograph and style branch: a bear
 _BEARD = 4  # how far beyond the outline of a face beards grow, in pixels
 _BRIGHTER = (0.02, 0.08)  # how much brighter it gets beside a jaw: hair stays, goes
 _UNSKINNY = (0.08, 0.18)  # difference of a colour and of a face's above the mouth: skin, what comes from behind hair
-_WORN_ABOVE = (0.1, 0.15)  # heights below the eyes, in sides of the crop: where glasses may be, where they change nothing
+_WORN_AT = (0.1, 0.15)  # how far below or above the eyes, in sides of the crop: glasses may be there, change nothing
 _FRAME = (0.05, 0.1)  # local difference that glasses make: of lenses, of frames
 _FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
 _CELL = 8  # side of the cells, in pixels, whose pattern generators repeat that double a picture three times
@@ -306,7 +306,7 @@ class _Edit(NamedTuple):
     frames: Tensor  # where such an edit draws frames
     recolours: Tensor  # how far it is one of hair as well, but not of a fringe that grows or goes
     hidden: Tensor | None  # what is no bare skin
-    covered: Tensor  # where hair, a hat or a scarf is that it may not show through, and below new glasses; 0 where not known
+    covered: Tensor  # where it may not show: on hair, a hat, a scarf, or what glasses do not touch; 0 where not known
 
 
 def _look(
@@ -327,7 +327,7 @@ def _look(
     if unlike is not None and person is not None and outline is not None:
         fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
     falls, hat = fringe * whole * bare * grown, fringe * whole * (1 - bare)
-    lens, glasses, frames, below = torch.zeros(4)
+    lens, glasses, frames, apart = torch.zeros(4)
     if eyes is not None:
         inside = _filled(eyes, size)
         close, framed = _widened(inside, 8) - inside, _widened(inside, _FRAMES)
@@ -335,7 +335,9 @@ def _look(
         far = [_mean(change, face * part) for part in (1 - _upper(size), _upper(size) * (1 - framed) + 0.01)]
         lens = smoothstep(_mean(change, close) / (far[0] * far[1]).sqrt() - _WORN * whole, *_LENS)
         glasses = _blur(framed, 4)
-        below = lens * face * smoothstep((torch.arange(size) + 0.5)[:, None] / size - float(eyes[..., 1].max()), *_WORN_ABOVE)
+        height = (torch.arange(size) + 0.5)[:, None] / size
+        under, over = height - float(eyes[..., 1].max()), float(eyes[..., 1].min()) - height
+        apart = lens * torch.maximum(face * smoothstep(under, *_WORN_AT), smoothstep(over, *_WORN_AT))
         frames = lens * glasses * _blur(_widened(smoothstep(change, *_FRAME), 2), 2)
     covered, hidden = torch.zeros(()), None
     if skin is not None:
@@ -350,7 +352,7 @@ def _look(
         if outline is not None:
             covered = torch.maximum(covered, _bared(photo, after, outline, hidden))
         covered = covered * (1 - falls)
-    covered = torch.maximum(covered, below)
+    covered = torch.maximum(covered, apart)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
         within=within, whole=whole, side=_side(face),

@@ -782,21 +782,24 @@ def test_glasses_go_over_hair(around_eyes, elsewhere, shown):
     assert not mask[22:38, 105:155].any()
 
 
-def test_new_glasses_are_whole_and_change_nothing_below_them():
-    """Their frames show beside the face and the person as well, and an open mouth stays, with what is around it."""
+def test_new_glasses_are_whole_and_change_nothing_above_or_below_them():
+    """Their frames show beside the face and the person as well; a fringe stays, and an open mouth with what is around it."""
     crop, parts, eyes, mouth = opened()
     after = crop.clone()
     for _, rows, columns in parts[:2]:
         after[:, rows.start - 8 : rows.stop + 8, columns.start - 24 : columns.stop + 24] -= 0.25
     chin = (slice(None), slice(160, 220), slice(90, 166))
+    fringe = (slice(None), slice(30, 66), slice(90, 166))
     after[chin] += 0.08
+    after[fringe] += 0.08
     person = torch.zeros(256, 256)
     person[:, 76:180] = 1.0  # narrower than the glasses
     edited, mask = compose(crop, crop, after, crop, box(0.3, 0.2, 0.7, 0.9), person, eyes, mouth)
     rim = (slice(None), slice(parts[0][1].start, parts[0][1].stop), slice(66, 72))
     assert mask[rim[1:]].min() > 0.9
     torch.testing.assert_close(edited[rim], after[rim], rtol=0, atol=0.03)
-    assert torch.equal(edited[chin], crop[chin]) and not mask[chin[1:]].any()
+    for part in (chin, fringe):
+        assert torch.equal(edited[part], crop[part]) and not mask[part[1:]].any()
 
 
 @pytest.mark.parametrize("skin", [None, 0.0, 1.0])
