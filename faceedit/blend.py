@@ -23,11 +23,11 @@ photograph's own is multiplied by, or, if it gets paler, what is added to it, as
 not skin or background, so that every strand stays. That cannot move a silhouette, and so it shows where the edit's
 own picture may not; where that picture gets brighter or darker than hair does elsewhere, hair has gone, and changes
 as the rest. In the midst of hair whose strands the edit leaves and that gets paler, it is the edit's own change of
-the strands, as greying is, and as much as hair changes all over, without stains, which would be smoke. Clothes are
-told from hair by their colour. Eyes stay the photograph's own where the edit leaves them what they are, for
-generators wash them out, and so does what an open mouth shows, the more so after an edit of face and hair; only the
-brightness of the light on them follows the edit. Lips stay under such an edit, too, if it leaves the mouth what it
-is, in the colour that it gives them. New teeth are no colder than the light on the mouth was.
+the strands, as greying is, and as much as hair changes all over. Clothes are told from hair by their colour. Eyes
+stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does what an
+open mouth shows, the more so after an edit of face and hair; only the brightness of the light on them follows the
+edit. Lips stay under such an edit, too, if it leaves the mouth what it is, in the colour that it gives them. New
+teeth are no colder than the light on the mouth was.
 
 The grid that a generator's upsampling leaves in its pictures is taken from what they change.
 """
@@ -691,9 +691,7 @@ def compose(
         # On bare skin stains of an edit of face and hair are no more than shades, as folds are.
         bare = edit.face * (1 - edit.hidden) * (1 - lips) * (1 - _brows(eyes, lips.shape[-1]))
         shades = _SHADE * torch.tanh(stains.mean(1, True) / _SHADE)
-        mottled = bare * edit.whole * (1 - edit.lens) * (stains - shades)
-        # And in hair, which gets pale evenly, they would be smoke.
-        difference = difference - full(mottled if hair is None else mottled.lerp(stains, hair.midst))
+        difference = difference - full(bare * edit.whole * (1 - edit.lens) * (stains - shades))
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else torch.maximum(_blur(edit.person, 2), edit.frames)
     if hair is not None:
