@@ -16,7 +16,7 @@ What is known to lie over the face and be no skin, as hair and hats are, no edit
 go over it, are whole beside the face and the person, too, and change nothing above or below them; below the mouth,
 where beards are, only what the style branch did not draw, as scarves, and hair beside the jaw where something else
 than skin would come. Where the person is known, an edit that is one of hair first may change its colour, and one of
-the forehead first may let hair fall over it; beside the person nothing changes.
+the forehead first may let hair fall over it; beside the person nothing else changes.
 
 Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
 photograph's own is multiplied by, or, if it gets paler, what is added to it, as far as each of its pixels is hair and
@@ -88,8 +88,8 @@ _STRANDS = (0.5, 0.8)  # local structure of the pictures before and after in the
 _PALER = (1.0, 1.15)  # what the brightness of hair is multiplied by: it gets darker, paler
 _CLOTHES = (0.15, 0.25)  # difference of the colours around, below the mouth, and of hair's: hair as well, something else
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
-_FRINGED = (-0.06, -0.02)  # heights over the eyes, in sides of the crop: what hides a face is hair, may be none
 _BROAD = 1.6  # how much wider they are than eyes
+_FRINGED = (-0.06, -0.02)  # heights over the eyes, in sides of the crop: what hides a face is hair, may be none
 _APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.1, 0.2)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
@@ -335,7 +335,7 @@ def _look(
         far = [_mean(change, face * part) for part in (1 - _upper(size), _upper(size) * (1 - framed) + 0.01)]
         lens = smoothstep(_mean(change, close) / (far[0] * far[1]).sqrt() - _WORN * whole, *_LENS)
         glasses = _blur(framed, 4)
-        height = (torch.arange(size) + 0.5)[:, None] / size
+        height = _heights(size)
         under, over = height - float(eyes[..., 1].max()), float(eyes[..., 1].min()) - height
         apart = lens * torch.maximum(face * smoothstep(under, *_WORN_AT), smoothstep(over, *_WORN_AT))
         frames = lens * glasses * _blur(_widened(smoothstep(change, *_FRAME), 2), 2)
@@ -411,8 +411,12 @@ def _side(face: Tensor) -> Tensor:
 
 def _upper(size: int) -> Tensor:
     """The part of a picture where hair is rather than a neck or clothes, ``(size, 1)``."""
-    height = (torch.arange(size) + 0.5)[:, None] / size
-    return 1 - smoothstep(height, *_MOUTH)
+    return 1 - smoothstep(_heights(size), *_MOUTH)
+
+
+def _heights(size: int) -> Tensor:
+    """How far down each row of pixels is, in sides of the picture: ``(size, 1)``."""
+    return (torch.arange(size) + 0.5)[:, None] / size
 
 
 class _Hair(NamedTuple):
@@ -495,14 +499,11 @@ def _hair(
     midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * _narrowed(usual, 3) * hatless * edit.recolours
     midst = midst * smoothstep(_blur(edit.structure, 4), *_STRANDS) * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8))
     midst = midst * smoothstep(_tone(*wide), *_PALER) * (1 - edit.falls)
-    midst = midst * torch.maximum(above, trust)
-    if edit.hidden is None:
-        midst = midst * (1 - core)
-    elif eyes is None:
-        midst = midst * (1 - inner) * edit.hidden
-    else:  # a fringe may reach to the eyes
-        height = (torch.arange(s) + 0.5)[:, None] / s - float(eyes[..., 1].min())
-        midst = midst * (1 - inner * smoothstep(height, *_FRINGED)) * edit.hidden
+    beside = 1 - core
+    if edit.hidden is not None:  # a fringe may reach to the eyes
+        below = 1.0 if eyes is None else smoothstep(_heights(s) - float(eyes[..., 1].min()), *_FRINGED)
+        beside = (1 - inner * below) * edit.hidden
+    midst = midst * torch.maximum(above, trust) * beside
     most, low = new - old, _blur(edit.after - edit.before, 4)
     uneven = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
     outer = (1 - core) * (1 - clothes)
@@ -619,7 +620,7 @@ def _fringe(
     0 where it is the same in another colour. ``within`` is the edit's mean in the face."""
     size = change.shape[-1]
     above = raised(outline, 1.6 * _FOREHEAD, size) * (1 - _widened(_filled([outline], size), 4))
-    height = (torch.arange(size) + 0.5)[:, None] / size - float(outline[:, 1].min())
+    height = _heights(size) - float(outline[:, 1].min())
     falls = smoothstep(_mean(change, above) / within, *_FRINGE)
     bare = 1 - smoothstep(_mean(unlike, above), *_BARE)
     grown = 1 - smoothstep(_mean(structure, above), *_GROWN_HAIR)
@@ -677,6 +678,7 @@ def compose(
         difference = difference - full(hair.uneven)
     small = _small(difference[None])
     stains = _blur(small, _STAIN[0]) - _blur(small, _STAIN[1])
+    pale = stains.mean(1, True)
     if emphasis:
         # Not of its colours, which between lips and teeth would be none that either has; and not where it takes away a mouth
         # or glasses, for more than the difference would leave their lines in light.
@@ -685,12 +687,12 @@ def compose(
         if eyes is not None:  # where another eye comes, more than the difference would leave no pupil
             where = where * (1 - _blur(_widened(_filled(eyes, where.shape[-1]), 3), 2))
         # Nor of stains; but frames are as narrow and as broad as they are.
-        light = difference.mean(0, True) - full((1 - edit.lens) * stains.mean(1, True))
+        light = difference.mean(0, True) - full((1 - edit.lens) * pale)
         difference = difference + emphasis * full(where) * light
     if edit.hidden is not None and eyes is not None and lips is not None:
         # On bare skin stains of an edit of face and hair are no more than shades, as folds are.
         bare = edit.face * (1 - edit.hidden) * (1 - lips) * (1 - _brows(eyes, lips.shape[-1]))
-        shades = _SHADE * torch.tanh(stains.mean(1, True) / _SHADE)
+        shades = _SHADE * torch.tanh(pale / _SHADE)
         difference = difference - full(bare * edit.whole * (1 - edit.lens) * (stains - shades))
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else torch.maximum(_blur(edit.person, 2), edit.frames)
