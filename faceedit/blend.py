@@ -81,11 +81,9 @@ _AREA = (0.5, 0.8)  # share of pixels with skin's colour: highlights of hair, sk
 _HAIRY = (0.45, 0.75)  # where between skin's colour and hair's a pixel lies: skin, hair
 _OPAQUE = (0.2, 0.7)  # where between the background's colour and hair's a pixel lies: background, hair
 _GLOSS = 1.5  # how much brighter than hair around what changes with it is at most
-_EDGE = 8  # how far from its edge hair is at least, in pixels, to be in the midst of it
 _HATLESS = (0.45, 0.62)  # share of what is beside the face that the style branch drew in its colour: a hat or a scarf, hair
-_DRAWN = (0.22, 0.38)  # local difference of photograph and style branch: hair, clothes and what else is around it
-_STRANDS = (0.5, 0.8)  # local structure of the pictures before and after in the midst of hair: others, the same
 _PALER = (1.0, 1.15)  # what the brightness of hair is multiplied by: it gets darker, paler
+_STRAND = (0.3, 1.8)  # what is added to a strand of hair that gets paler, in what is to all of it: least, most
 _CLOTHES = (0.15, 0.25)  # difference of the colours around, below the mouth, and of hair's: hair as well, something else
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _BROAD = 1.6  # how much wider they are than eyes
@@ -426,8 +424,6 @@ class _Hair(NamedTuple):
     light: Tensor  # where it gets paler: what is added, (1, 3, f, f)
     where: Tensor  # where it is this that changes, (1, 1, f, f) in [0, 1]
     sure: Tensor  # how far it does so where the edit itself is not believed, (1, 1, f, f)
-    midst: Tensor  # where the edit's own change shows, (1, 1, s, s) in [0, 1]
-    uneven: Tensor  # how much more that is than hair changes all over, (1, 3, s, s)
 
 
 def _hair(
@@ -484,38 +480,34 @@ def _hair(
     bare = bare * fine(core + (1 - core) * smoothstep(area, *_AREA))
 
     own = (pixels - through * behind - bare * skin).clamp_min(0).minimum(_GLOSS * hair)
-    # Hair gets darker by a factor, and paler by what is added: a factor would leave black what is black.
+    # Hair gets darker by a factor, and paler by what is added, for a factor would leave black what is black: to each
+    # strand by its own light, for as much to all of them would be a veil.
     paler = fine(smoothstep(tone, *_PALER))
     parts = (1 - paler) * (fine(tone) - 1) * own / pixels.clamp_min(0.01)
-    light = paler * (1 - through) * (1 - bare) * fine(new - old)
+    strands = pixels.mean(1, True)
+    strands = (strands / _mean(strands, fine(part) * (1 - through) * (1 - bare))).clamp(*_STRAND)
+    light = paler * (1 - through) * (1 - bare) * strands * (wide[1] - wide[0])
     # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
     rim = edit.side
     if eyes is not None:
         rim = rim * (1 - _brows(eyes, s) * smoothstep(_blur(_small(bare), 8), *_SKINNY))
     drawn = 1 - smoothstep(edit.unlike, *_OTHER)
     hatless = smoothstep(_mean(drawn, upper), *_HATLESS) * (1 - edit.hat.amax())
-    # In the midst of hair whose strands the edit leaves nothing can shine through, and its own change may show: of the
-    # strands, for more than they change all over would be patches.
-    midst = smoothstep(_blur(_narrowed(person, _EDGE), 4), 0.2, 0.8) * _narrowed(usual, 3) * hatless * edit.recolours
-    midst = midst * smoothstep(_blur(edit.structure, 4), *_STRANDS) * (1 - _blur(smoothstep(edit.unlike, *_DRAWN), 8))
-    midst = midst * smoothstep(_tone(*wide), *_PALER) * (1 - edit.falls)
-    beside = 1 - core
-    if edit.hidden is not None:  # a fringe may reach to the eyes
-        below = 1.0 if eyes is None else smoothstep(_heights(s) - float(eyes[..., 1].min()), *_FRINGED)
-        beside = (1 - inner * below) * edit.hidden
-    midst = midst * torch.maximum(above, trust) * beside
-    most, low = new - old, _blur(edit.after - edit.before, 4)
-    uneven = midst * (low - low.clamp(most.clamp_max(0), most.clamp_min(0)))
     outer = (1 - core) * (1 - clothes)
+    fringe = torch.zeros_like(outer)
     if edit.hidden is not None:  # or skin in the shade of hair would take its colour
         outer, rim = outer * edit.hidden, rim * edit.hidden
-    where = (fine(outer) * (1 - fine(midst) * (1 - through))).maximum(fine(rim * (1 - midst)) * apart) * (1 - bare)
+        # What hangs over a forehead and gets paler may reach to the eyes.
+        below = 1.0 if eyes is None else smoothstep(_heights(s) - float(eyes[..., 1].min()), *_FRINGED)
+        fringe = core * (1 - inner * below) * edit.hidden * (1 - edit.falls) * hatless * smoothstep(_tone(*wide), *_PALER)
+    fringe = fine(fringe)
     # A factor moves no silhouette: it may show where the edit's own picture may not, if this is hair and no hat, no skin
     # and no neck.
     sure = fine(_blur(drawn * _narrowed(person, 4), 4) * above) * hatless * apart * hairy
-    sure = torch.maximum(sure, fine(_narrowed(_widened(midst * above, 8), 8)))
-    where = where * fine(smoothstep(there, *_COLOURED)) * smoothstep(upper.mean(), *_COLOURED) * edit.recolours
-    return _Hair(parts, light, where, sure, midst, uneven)
+    sure = torch.maximum(sure, fringe)
+    where = fine(outer).maximum(fine(rim) * apart) * fine(smoothstep(there, *_COLOURED))
+    where = torch.maximum(where, fringe) * (1 - bare) * smoothstep(upper.mean(), *_COLOURED) * edit.recolours
+    return _Hair(parts, light, where, sure)
 
 
 def _tone(before: Tensor, after: Tensor) -> Tensor:
@@ -666,16 +658,12 @@ def compose(
     trust = _trust(edit)
     believed = trust * (1 - edit.covered)
     replaced = _blur(_widened(smoothstep(edit.change, *_REPLACE), 3), 2)
-    hair, emphasised = None, edit.face
+    hair = None
     if edit.unlike is not None and edit.person is not None and outline is not None and edit.recolours > _SLIGHT:
         hair = _hair(edit, trust, crop, outline, edit.person, eyes)
-        believed, emphasised = (torch.maximum(x, hair.midst) for x in (believed, emphasised))
-        replaced = replaced * (1 - hair.midst)
     shown = full(seen * believed)
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = _ungridded(after - before)
-    if hair is not None:
-        difference = difference - full(hair.uneven)
     small = _small(difference[None])
     stains = _blur(small, _STAIN[0]) - _blur(small, _STAIN[1])
     pale = stains.mean(1, True)
@@ -683,7 +671,7 @@ def compose(
         # Not of its colours, which between lips and teeth would be none that either has; and not where it takes away a mouth
         # or glasses, for more than the difference would leave their lines in light.
         gone = edit.lens if lips is None else torch.maximum(edit.lens, lips)
-        where = emphasised * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
+        where = edit.face * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
         if eyes is not None:  # where another eye comes, more than the difference would leave no pupil
             where = where * (1 - _blur(_widened(_filled(eyes, where.shape[-1]), 3), 2))
         # Nor of stains; but frames are as narrow and as broad as they are.
@@ -701,7 +689,7 @@ def compose(
         reach, farther = (_resized(x, hair.where) for x in (reach, _blur(_widened(edit.person, 3), 2)))
         reach = reach.lerp(farther, hair.where)
         where, tinted = full(hair.where), torch.maximum(full(seen * trust), full(_resized(seen, hair.sure) * hair.sure))
-        change = change.lerp(tinted * (full(hair.parts) * crop + full(hair.light)), where)
+        change = change.lerp(tinted * (full(hair.parts) * crop + (1 + emphasis) * full(hair.light)), where)
         shown = shown.lerp(tinted, where)
     if drawn is not None and (eyes is not None or mouth is not None):
         parts, where = (full(x) for x in _openings(edit, eyes, mouth))
