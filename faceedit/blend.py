@@ -343,13 +343,12 @@ def _look(
         visible = _narrowed(_widened(smoothstep(_resized(skin[None, None], change), *_BARE_SKIN), 5), 5)
         hidden = _blur(1 - visible, 2)
         covered = hidden * torch.maximum(_upper(size), 1 - _blur(_widened(face, _BEARD), 4))
-        # But for glasses near the eyes, and for a fringe.
-        covered = covered * (1 - lens * glasses)
         if unlike is not None:
             covered = torch.maximum(covered, hidden * _blur(_widened(smoothstep(unlike, *_STRANGE), 2), 2))
         if outline is not None:
             covered = torch.maximum(covered, _bared(photo, after, outline, hidden))
-        covered = covered * (1 - falls)
+        # But for glasses near the eyes, and for a fringe.
+        covered = covered * (1 - lens * glasses) * (1 - falls)
     covered = torch.maximum(covered, apart)
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
@@ -671,7 +670,7 @@ def compose(
         # Not of its colours, which between lips and teeth would be none that either has; and not where it takes away a mouth
         # or glasses, for more than the difference would leave their lines in light.
         gone = edit.lens if lips is None else torch.maximum(edit.lens, lips)
-        where = edit.face * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
+        where = torch.maximum(edit.face, edit.frames) * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
         if eyes is not None:  # where another eye comes, more than the difference would leave no pupil
             where = where * (1 - _blur(_widened(_filled(eyes, where.shape[-1]), 3), 2))
         # Nor of stains; but frames are as narrow and as broad as they are.

@@ -816,6 +816,21 @@ def test_new_glasses_are_whole_and_change_nothing_above_or_below_them():
     torch.testing.assert_close(edited[rim], after[rim], rtol=0, atol=0.03)
     for part in (chin, fringe):
         assert torch.equal(edited[part], crop[part]) and not mask[part[1:]].any()
+    strong, _ = compose(crop, crop, after, crop, box(0.3, 0.2, 0.7, 0.9), person, eyes, mouth, emphasis=0.4)
+    assert (edited - strong)[rim].min() > 0.08, "frames beside the face are no paler than in it"
+
+
+def test_glasses_go_over_a_lock_that_the_style_branch_did_not_draw():
+    crop, parts, eyes, mouth = opened()
+    lock = torch.zeros(256, 256)
+    lock[60:190, 60:100] = 1.0
+    after = crop.clone()
+    for _, rows, columns in parts[:2]:
+        after[:, rows.start - 8 : rows.stop + 8, columns.start - 20 : columns.stop + 20] -= 0.25
+    edited, mask = compose(crop, crop, after, crop + 0.4 * lock, box(0.2, 0.2, 0.8, 0.9), None, eyes, mouth, 1 - lock)
+    lens = (slice(None), parts[0][1], slice(76, 96))
+    assert mask[lens[1:]].min() > 0.9
+    torch.testing.assert_close(edited[lens], after[lens], rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("skin", [None, 0.0, 1.0])
