@@ -18,12 +18,12 @@ where beards are, only what the style branch did not draw, as scarves, and hair 
 than skin would come. Where the person is known, an edit that is one of hair first may change its colour, and one of
 the forehead first may let hair fall over it; beside the person nothing else changes.
 
-Colour is all that changes of hair where the person is known: what the edit makes of the hair around is what the
-photograph's own is multiplied by, or, if it gets paler, what is added to it, as far as each of its pixels is hair and
-not skin or background, so that every strand stays. That cannot move a silhouette, and so it shows where the edit's
-own picture may not; where that picture gets brighter or darker than hair does elsewhere, hair has gone, and changes
-as the rest. In the midst of hair whose strands the edit leaves and that gets paler, it is the edit's own change of
-the strands, as greying is, and as much as hair changes all over. Clothes are told from hair by their colour. Eyes
+Colour is all that changes of hair where the person is known, as far as each of its pixels is hair and not skin or
+background, so that every strand stays: if it gets darker, what the edit makes of the hair around is what the
+photograph's own is multiplied by; if it gets paler, what the edit makes of all hair is added to it, to every strand by
+its own light. That cannot move a silhouette, and so it shows where the edit's own picture may not; where that picture
+gets brighter or darker than hair does elsewhere, hair has gone, and changes as the rest. A fringe that gets paler does
+so down to the eyes. Clothes are told from hair by their colour. Eyes
 stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does what an
 open mouth shows, the more so after an edit of face and hair; only the brightness of the light on them follows the
 edit. Lips stay under such an edit, too, if it leaves the mouth what it is, in the colour that it gives them. New
@@ -432,8 +432,8 @@ def _hair(
 
     Hair's colours before and after are means over what has the same strands in both pictures: around where the edit is
     believed, and else over all of it, as other strands or background may come there. What their ratio is, the
-    photograph's hair is multiplied by. Background and skin shine through it and stay: how far a pixel is hair is told
-    from its colour and theirs.
+    photograph's hair is multiplied by; what gets paler has the difference of those over all of it added. Background and
+    skin shine through it and stay: how far a pixel is hair is told from its colour and theirs.
     """
     s = edit.change.shape[-1]
     pixels = _small(crop[None], _FINE)
