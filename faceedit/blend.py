@@ -83,7 +83,8 @@ _OPAQUE = (0.2, 0.7)  # where between the background's colour and hair's a pixel
 _GLOSS = 1.5  # how much brighter than hair around what changes with it is at most
 _HATLESS = (0.45, 0.62)  # share of what is beside the face that the style branch drew in its colour: a hat or a scarf, hair
 _PALER = (1.0, 1.15)  # what the brightness of hair is multiplied by: it gets darker, paler
-_STRAND = (0.3, 1.8)  # what is added to a strand of hair that gets paler, in what is to all of it: least, most
+_HAIRLINE = 10  # how far from bare skin it is known that there is none, in pixels
+_GLINT = 3  # brightness of hair, in that of all of it, from which a strand that gets paler glints
 _CLOTHES = (0.15, 0.25)  # difference of the colours around, below the mouth, and of hair's: hair as well, something else
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _BROAD = 1.6  # how much wider they are than eyes
@@ -474,17 +475,21 @@ def _hair(
     hairy, apart = _between(pixels, skin, fine(around))
     hairy, apart = smoothstep(hairy, *_HAIRY), smoothstep(apart, *_APART)
     bare = (1 - hairy) * apart * fine(smoothstep(share, *_THERE)) * (1 - through)
-    # Highlights have skin's colour, too, but no area of it.
-    area = _blur(_small(bare), 4)
-    bare = bare * fine(core + (1 - core) * smoothstep(area, *_AREA))
+    # Highlights have skin's colour, too, but no area of it; or it is known that there is no skin.
+    if edit.hidden is None:
+        bare = bare * fine(core + (1 - core) * smoothstep(_blur(_small(bare), 4), *_AREA))
+    else:
+        sure = fine(_blur(_narrowed(edit.hidden, _HAIRLINE), 4))
+        bare, hairy = bare * (1 - sure), torch.maximum(hairy, sure)
 
     own = (pixels - through * behind - bare * skin).clamp_min(0).minimum(_GLOSS * hair)
     # Hair gets darker by a factor, and paler by what is added, for a factor would leave black what is black: to each
     # strand by its own light, for as much to all of them would be a veil.
     paler = fine(smoothstep(tone, *_PALER))
     parts = (1 - paler) * (fine(tone) - 1) * own / pixels.clamp_min(0.01)
-    strands = pixels.mean(1, True)
-    strands = (strands / _mean(strands, fine(part) * (1 - through) * (1 - bare))).clamp(*_STRAND)
+    strands, solid = pixels.mean(1, True), fine(part) * (1 - through) * (1 - bare)
+    strands = torch.tanh(strands / (_GLINT * _mean(strands, solid)))  # what glints gets less, or it would be white
+    strands = strands / _mean(strands, solid)
     light = paler * (1 - through) * (1 - bare) * strands * (wide[1] - wide[0])
     # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
     rim = edit.side
