@@ -84,7 +84,8 @@ _GLOSS = 1.5  # how much brighter than hair around what changes with it is at mo
 _HATLESS = (0.45, 0.62)  # share of what is beside the face that the style branch drew in its colour: a hat or a scarf, hair
 _PALER = (1.0, 1.15)  # what the brightness of hair is multiplied by: it gets darker, paler
 _HAIRLINE = 10  # how far from bare skin it is known that there is none, in pixels
-_GLINT = 3  # brightness of hair, in that of all of it, from which a strand that gets paler glints
+_RIMMED = (0.05, 0.3)  # share of a part that is around: in the midst of hair, at its edge
+_GLINT = 2  # brightness of hair, in that of all of it, from which a strand that gets paler glints
 _CLOTHES = (0.15, 0.25)  # difference of the colours around, below the mouth, and of hair's: hair as well, something else
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _BROAD = 1.6  # how much wider they are than eyes
@@ -468,29 +469,35 @@ def _hair(
 
     behind, share = mean(edit.photo, 1 - _widened(person, 4), 12)
     behind, hair = fine(behind), fine(hair)
-    through = 1 - smoothstep(_between(pixels, behind, hair)[0], *_OPAQUE)
+    opaque, _ = _between(pixels, behind, hair)
+    thin = (1 - opaque) * fine(smoothstep(share, *_RIMMED))
+    through = 1 - smoothstep(opaque, *_OPAQUE)
     through = through * fine(smoothstep(share, *_THERE) * smoothstep(there, *_THERE))
     around, share = mean(edit.photo, part, 24)
     skin = _colour(edit.photo, _narrowed(_filled([outline], s), 6))
     hairy, apart = _between(pixels, skin, fine(around))
-    hairy, apart = smoothstep(hairy, *_HAIRY), smoothstep(apart, *_APART)
-    bare = (1 - hairy) * apart * fine(smoothstep(share, *_THERE)) * (1 - through)
+    told = (apart := smoothstep(apart, *_APART)) * fine(smoothstep(share, *_THERE)) * (1 - through)
+    mixed, hairy = (1 - hairy) * told, smoothstep(hairy, *_HAIRY)
+    bare = (1 - hairy) * told
     # Highlights have skin's colour, too, but no area of it; or it is known that there is no skin.
     if edit.hidden is None:
-        bare = bare * fine(core + (1 - core) * smoothstep(_blur(_small(bare), 4), *_AREA))
+        skinny = fine(core + (1 - core) * smoothstep(_blur(_small(bare), 4), *_AREA))
     else:
-        sure = fine(_blur(_narrowed(edit.hidden, _HAIRLINE), 4))
-        bare, hairy = bare * (1 - sure), torch.maximum(hairy, sure)
+        skinny = 1 - fine(_blur(_narrowed(edit.hidden, _HAIRLINE), 4))
+        hairy = torch.maximum(hairy, 1 - skinny)
+    bare, mixed = bare * skinny, mixed * skinny
 
     own = (pixels - through * behind - bare * skin).clamp_min(0).minimum(_GLOSS * hair)
     # Hair gets darker by a factor, and paler by what is added, for a factor would leave black what is black: to each
-    # strand by its own light, for as much to all of them would be a veil.
+    # strand by its own light, for as much to all of them would be a veil. At its edges that is what is left of a pixel
+    # without background and skin, or they would shine.
     paler = fine(smoothstep(tone, *_PALER))
     parts = (1 - paler) * (fine(tone) - 1) * own / pixels.clamp_min(0.01)
-    strands, solid = pixels.mean(1, True), fine(part) * (1 - through) * (1 - bare)
+    strands = pixels - torch.maximum(thin, through) * behind - torch.maximum(mixed, bare) * skin
+    strands, solid = strands.clamp_min(0).mean(1, True), fine(part) * (1 - through) * (1 - bare)
     strands = torch.tanh(strands / (_GLINT * _mean(strands, solid)))  # what glints gets less, or it would be white
     strands = strands / _mean(strands, solid)
-    light = paler * (1 - through) * (1 - bare) * strands * (wide[1] - wide[0])
+    light = paler * strands * (wide[1] - wide[0])
     # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
     rim = edit.side
     if eyes is not None:
