@@ -13,7 +13,7 @@ forehead, too, as far as no hair is in its way. Content that is fused into an ed
 brightness may be emphasised within the face and in hair: of tone and of lines, and not of what is between, the
 stains, which would mottle skin: on bare skin those of an edit of face and hair lose their colours and are bounded.
 What is known to lie over the face and be no skin, as hair and hats are, no edit shows through but new glasses, which
-go over it, are whole beside the face and the person, too, and change nothing above or below them; below the mouth,
+go over it, are whole beside the face and the person, too, have no halo, and change nothing above or below them; below the mouth,
 where beards are, only what the style branch did not draw, as scarves, and hair beside the jaw where something else
 than skin would come. Where the person is known, an edit that is one of hair first may change its colour, and one of
 the forehead first may let hair fall over it; beside the person nothing else changes.
@@ -119,6 +119,9 @@ _BRIGHTER = (0.02, 0.08)  # how much brighter it gets beside a jaw: hair stays, 
 _UNSKINNY = (0.08, 0.18)  # difference of a colour and of a face's above the mouth: skin, what comes from behind hair
 _WORN_AT = (0.1, 0.15)  # how far below or above the eyes, in sides of the crop: glasses may be there, change nothing
 _FRAME = (0.05, 0.1)  # local difference that glasses make: of lenses, of frames
+_BEHIND = 10  # how far from the eyes' openings there are lenses, in pixels
+_DARK = (0.05, 0.1)  # how much darker it gets where new frames are
+_HALO = 14  # how far around them nothing gets brighter, in pixels
 _FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
 _CELL = 8  # side of the cells, in pixels, whose pattern generators repeat that double a picture three times
 _GRID = 0.015  # what that pattern has at most, on [0, 1]
@@ -676,6 +679,12 @@ def compose(
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = _ungridded(after - before)
     small = _small(difference[None])
+    if eyes is not None and edit.lens > 0:
+        # Frames have no halo; what is behind lenses may get brighter.
+        dark = smoothstep(-small.mean(1, True), *_DARK) * edit.frames
+        beside = _blur(_widened(dark, _HALO), 3) * (1 - _blur(_widened(_filled(eyes, small.shape[-1]), _BEHIND), 2))
+        halo = beside * small.clamp_min(0)
+        difference, small = difference - full(halo), small - halo
     stains = _blur(small, _STAIN[0]) - _blur(small, _STAIN[1])
     pale = stains.mean(1, True)
     if emphasis:

@@ -834,6 +834,20 @@ def test_new_glasses_are_whole_and_change_nothing_above_or_below_them():
     assert (edited - strong)[rim].min() > 0.08, "frames beside the face are no paler than in it"
 
 
+def test_new_frames_have_no_halo():
+    """What is behind lenses may get brighter."""
+    crop, parts, eyes, mouth = opened()
+    after = crop.clone()
+    for _, rows, columns in parts[:2]:
+        grown = [(slice(rows.start - n, rows.stop + n), slice(columns.start - n, columns.stop + n)) for n in (18, 12, 8)]
+        for (down, across), light in zip(grown, (0.15, -0.25, 0.1), strict=True):
+            after[:, down, across] = crop[:, down, across] + light
+    edited, mask = compose(crop, crop, after, crop, box(0.2, 0.2, 0.8, 0.9), None, eyes, mouth)
+    _, rows, columns = parts[0]
+    halo, frame, lens = ((edited - crop)[:, rows.start - n, columns].mean() for n in (15, 10, 3))
+    assert halo < 0.03 and frame < -0.15 and lens > 0.06
+
+
 def test_glasses_go_over_a_lock_that_the_style_branch_did_not_draw():
     crop, parts, eyes, mouth = opened()
     lock = torch.zeros(256, 256)
