@@ -13,10 +13,10 @@ forehead, too, as far as no hair is in its way. Content that is fused into an ed
 brightness may be emphasised within the face and in hair: of tone and of lines, and not of what is between, the
 stains, which would mottle skin: on bare skin those of an edit of face and hair lose their colours and are bounded.
 What is known to lie over the face and be no skin, as hair and hats are, no edit shows through but new glasses, which
-go over it, are whole beside the face and the person, too, have no halo, and change nothing above or below them; below the mouth,
-where beards are, only what the style branch did not draw, as scarves, and hair beside the jaw where something else
-than skin would come. Where the person is known, an edit that is one of hair first may change its colour, and one of
-the forehead first may let hair fall over it; beside the person nothing else changes.
+go over it, are whole beside the face and the person, too, have no halo, and change nothing above or below them; below
+the mouth, where beards are, only what the style branch did not draw, as scarves, and hair beside the jaw where
+something else than skin would come. Where the person is known, an edit that is one of hair first may change its
+colour, and one of the forehead first may let hair fall over it; beside the person nothing else changes.
 
 Colour is all that changes of hair where the person is known, as far as each of its pixels is hair and not skin or
 background, so that every strand stays: if it gets darker, what the edit makes of the hair around is what the
