@@ -125,6 +125,7 @@ _HALO = 14  # how far around them nothing gets brighter, in pixels
 _FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
 _CELL = 8  # side of the cells, in pixels, whose pattern generators repeat that double a picture three times
 _GRID = 0.015  # what that pattern has at most, on [0, 1]
+_SOMEBODY = (0.3, 0.8)  # how sure it is that somebody is there: perhaps a background, the person
 _FACE = (0.5, 0.57, 0.30, 0.36)  # centre and half axes of an oval where an FFHQ crop has its face, if that is all we know
 
 
@@ -359,7 +360,8 @@ def _look(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
         within=within, whole=whole, side=_side(face),
         forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
-        person=None if person is None else _resized(person[None, None], change), unlike=unlike, falls=falls, hat=hat,
+        person=None if person is None else smoothstep(_resized(person[None, None], change), *_SOMEBODY),
+        unlike=unlike, falls=falls, hat=hat,
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens, frames=frames,
         hidden=hidden, covered=covered,
     )  # fmt: skip

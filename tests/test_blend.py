@@ -266,6 +266,15 @@ def test_beside_the_person_nothing_changes(size):
     assert torch.equal(edited[..., beside], crop[..., beside]) and not mask[:, beside].any()
 
 
+def test_where_somebody_is_hardly_likely_nothing_changes():
+    """Backgrounds are taken for somebody, too, a little."""
+    crop = smooth(256, 0)
+    person = torch.where(torch.arange(256) < 128, 1.0, 0.3).expand(256, 256)
+    edited, mask = compose(crop, crop, crop + 0.2, crop, box(0.25, 0.25, 0.75, 0.75), person)
+    assert mask[:, :110].min() > 0.95
+    assert torch.equal(edited[..., 150:], crop[..., 150:]) and not mask[:, 150:].any()
+
+
 def crowned(size=256):
     """Where a face, the forehead above it and the hair around both are: masks, and the face's outline."""
     face, forehead, head = (torch.zeros(size, size) for _ in range(3))
