@@ -481,7 +481,8 @@ def _hair(
     around, share = mean(edit.photo, part, 24)
     skin = _colour(edit.photo, _narrowed(_filled([outline], s), 6))
     hairy, apart = _between(pixels, skin, fine(around))
-    told = (apart := smoothstep(apart, *_APART)) * fine(smoothstep(share, *_THERE)) * (1 - through)
+    apart = smoothstep(apart, *_APART)
+    told = apart * fine(smoothstep(share, *_THERE)) * (1 - through)
     mixed, hairy = (1 - hairy) * told, smoothstep(hairy, *_HAIRY)
     bare = (1 - hairy) * told
     # Highlights have skin's colour, too, but no area of it; or it is known that there is no skin.
