@@ -501,7 +501,8 @@ def _hair(
     parts = (1 - paler) * (fine(tone) - 1) * own / pixels.clamp_min(0.01)
     strands = pixels - torch.maximum(thin, through) * behind - torch.maximum(mixed, bare) * skin
     strands, solid = strands.clamp_min(0).mean(1, True), fine(part) * (1 - through) * (1 - bare)
-    strands = torch.tanh(strands / (_GLINT * _mean(strands, solid)))  # what glints gets less, or it would be white
+    # What glints or is bright gets less, or it would be white.
+    strands = torch.tanh(strands / (_GLINT * _mean(strands, solid))) * (2 * (1 - pixels.mean(1, True))).clamp_max(1)
     strands = strands / _mean(strands, solid)
     light = paler * strands * (wide[1] - wide[0])
     # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.

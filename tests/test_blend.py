@@ -393,6 +393,15 @@ def test_highlights_of_hair_are_no_skin():
     assert light > 2 * beside > 0.2
 
 
+def test_bright_hair_does_not_burn_out():
+    crop, hair, skin, head, outline = haired()
+    fair = crop * (1 - hair) + hair * torch.tensor([0.6, 0.55, 0.5])[:, None, None] * (1 + strands(256, 0.5))
+    edited, _ = compose(fair, fair, fair + 0.15 * hair + 0.05 * skin, fair, outline, head, skin=skin)
+    part = (slice(None), slice(40, 60), slice(60, 190))
+    assert 0.04 < (edited - fair)[part].mean() < 0.16
+    assert edited[part][2].max() < 0.95, "its highlights were .75 there"
+
+
 def test_hair_that_gets_darker_keeps_its_strands():
     """By a factor everywhere, for the edit's own dark strands would be patches on fair hair."""
     crop, hair, skin, head, outline = haired()
