@@ -485,11 +485,10 @@ def _hair(
     told = apart * fine(smoothstep(share, *_THERE)) * (1 - through)
     mixed, hairy = (1 - hairy) * told, smoothstep(hairy, *_HAIRY)
     bare = (1 - hairy) * told
-    # Highlights have skin's colour, too, but no area of it; or it is known that there is no skin.
-    if edit.hidden is None:
-        skinny = fine(core + (1 - core) * smoothstep(_blur(_small(bare), 4), *_AREA))
-    else:
-        skinny = 1 - fine(_blur(_narrowed(edit.hidden, _HAIRLINE), 4))
+    # Highlights have skin's colour, too, but no area of it, as ears have; nor are they near skin that is known.
+    near_skin = core if edit.hidden is None else 1 - _blur(_narrowed(edit.hidden, _HAIRLINE), 4)
+    skinny = fine(near_skin + (1 - near_skin) * smoothstep(_blur(_small(bare), 4), *_AREA))
+    if edit.hidden is not None:
         hairy = torch.maximum(hairy, 1 - skinny)
     bare, mixed = bare * skinny, mixed * skinny
 
