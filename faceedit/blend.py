@@ -502,7 +502,7 @@ def _hair(
     strands, solid = strands.clamp_min(0).mean(1, True), fine(part) * (1 - through) * (1 - bare)
     # What glints or is bright gets less, or it would be white.
     strands = torch.tanh(strands / (_GLINT * _mean(strands, solid))) * (2 * (1 - pixels.mean(1, True))).clamp_max(1)
-    strands = strands / _mean(strands, solid)
+    strands = (strands / _mean(strands, solid)).clamp_max(2 * _GLINT)  # if there is no hair to tell
     light = paler * strands * (wide[1] - wide[0])
     # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
     rim = edit.side
