@@ -23,11 +23,10 @@ background, so that every strand stays: if it gets darker, what the edit makes o
 photograph's own is multiplied by; if it gets paler, what the edit makes of all hair is added to it, to every strand by
 its own light. That cannot move a silhouette, and so it shows where the edit's own picture may not; where that picture
 gets brighter or darker than hair does elsewhere, hair has gone, and changes as the rest. A fringe that gets paler does
-so down to the eyes. Clothes are told from hair by their colour. Eyes
-stay the photograph's own where the edit leaves them what they are, for generators wash them out, and so does what an
-open mouth shows, the more so after an edit of face and hair; only the brightness of the light on them follows the
-edit. Lips stay under such an edit, too, if it leaves the mouth what it is, in the colour that it gives them. New
-teeth are no colder than the light on the mouth was.
+so down to the eyes. Clothes are told from hair by their colour. Eyes stay the photograph's own where the edit leaves
+them what they are, for generators wash them out, and so does what an open mouth shows, the more so after an edit of
+face and hair; only the brightness of the light on them follows the edit. Lips stay under such an edit, too, if it
+leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than the light on the mouth was.
 
 The grid that a generator's upsampling leaves in its pictures is taken from what they change.
 """
@@ -670,6 +669,7 @@ def compose(
 
     edit = _look(crop, before, after, drawn, outline, person, eyes, skin)
     lips = None if mouth is None else _lips(mouth, edit.change.shape[-1])
+    openings = None if eyes is None else _filled(eyes, edit.change.shape[-1])
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
     seen = _blur(_widened(smoothstep(edit.change, *_SHOW), 4), 3)
     trust = _trust(edit)
@@ -682,10 +682,10 @@ def compose(
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = _ungridded(after - before)
     small = _small(difference[None])
-    if eyes is not None and edit.lens > 0:
+    if openings is not None and edit.lens > 0:
         # Frames have no halo; what is behind lenses may get brighter.
         dark = smoothstep(-small.mean(1, True), *_DARK) * edit.frames
-        beside = _blur(_widened(dark, _HALO), 3) * (1 - _blur(_widened(_filled(eyes, small.shape[-1]), _BEHIND), 2))
+        beside = _blur(_widened(dark, _HALO), 3) * (1 - _blur(_widened(openings, _BEHIND), 2))
         halo = beside * small.clamp_min(0)
         difference, small = difference - full(halo), small - halo
     stains = _blur(small, _STAIN[0]) - _blur(small, _STAIN[1])
@@ -695,8 +695,8 @@ def compose(
         # or glasses, for more than the difference would leave their lines in light.
         gone = edit.lens if lips is None else torch.maximum(edit.lens, lips)
         where = torch.maximum(edit.face, edit.frames) * (1 - gone * (1 - smoothstep(_added(edit), *_ADDS)))
-        if eyes is not None:  # where another eye comes, more than the difference would leave no pupil
-            where = where * (1 - _blur(_widened(_filled(eyes, where.shape[-1]), 3), 2))
+        if openings is not None:  # where another eye comes, more than the difference would leave no pupil
+            where = where * (1 - _blur(_widened(openings, 3), 2))
         # Nor of stains; but frames are as narrow and as broad as they are.
         light = difference.mean(0, True) - full((1 - edit.lens) * pale)
         difference = difference + emphasis * full(where) * light
