@@ -10,20 +10,18 @@ what is beside the face, and not its colours alone, has moved a silhouette, and 
 An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed, but
 where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
 forehead, too, as far as no hair is in its way. Content that is fused into an edit holds it back, and so its change of
-brightness may be emphasised within the face and in hair: of tone and of lines, and not of what is between, the
+brightness may be emphasised within the face: of tone and of lines, and not of what is between, the
 stains, which would mottle skin: on bare skin those of an edit of face and hair lose their colours and are bounded.
 What is known to lie over the face and be no skin, as hair and hats are, no edit shows through but new glasses, which
-go over it, are whole beside the face and the person, too, have no halo, and change nothing above or below them; below
-the mouth, where beards are, only what the style branch did not draw, as scarves, and hair beside the jaw where
-something else than skin would come. Where the person is known, an edit that is one of hair first may change its
+go over it where it is no hair, are whole beside the face and the person, too, have no halo, and change nothing above or
+below them; below the mouth, where beards are, only what the style branch did not draw, as scarves, and hair beside the
+jaw where something else than skin would come. Where the person is known, an edit that is one of hair first may change its
 colour, and one of the forehead first may let hair fall over it; beside the person nothing else changes.
 
-Colour is all that changes of hair where the person is known, as far as each of its pixels is hair and not skin or
-background, so that every strand stays: if it gets darker, what the edit makes of the hair around is what the
-photograph's own is multiplied by; if it gets paler, what the edit makes of all hair is added to it, to every strand by
-its own light. That cannot move a silhouette, and so it shows where the edit's own picture may not; where that picture
-gets brighter or darker than hair does elsewhere, hair has gone, and changes as the rest. A fringe that gets paler does
-so down to the eyes. Clothes are told from hair by their colour. Eyes stay the photograph's own where the edit leaves
+Colour is all that changes of hair where it is known, so that every strand stays: what the edit makes of the mean colour
+of all hair is what the photograph's own is multiplied by, if it gets darker, or what is added to every strand by its own
+light, if it gets paler. That cannot move a silhouette, and so it shows where the edit's own picture may not. Hair's
+borders are told by the photograph's colours; what is between its strands and around it stays. Eyes stay the photograph's own where the edit leaves
 them what they are, for generators wash them out, and so does what an open mouth shows, the more so after an edit of
 face and hair; only the brightness of the light on them follows the edit. Lips stay under such an edit, too, if it
 leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than the light on the mouth was.
@@ -71,25 +69,12 @@ _HAIR = (1.0, 1.6)  # an edit's mean difference beside the face, in that within:
 _OTHER = (0.12, 0.20)  # local difference of photograph and style branch: hair of some colour, a hat or a scarf
 _WHOLE = (0.45, 0.65)  # an edit's mean difference beside the face, in that within: of the face alone, of hair too
 _TONE = (0.6, 2.2)  # what hair's brightness is multiplied by: least, most
-_ODD = (0.4, 0.65)  # logarithm of that factor somewhere in units of that of all hair: hair, what else comes there
 _ALIKE = (0.3, 0.7)  # local structure of the pictures before and after: hair tells no colour, does
-_THERE = (0.005, 0.05)  # share of a part that is around: its mean colour is not known, is
 _COLOURED = (0.02, 0.1)  # the same of hair that tells how it changes
-_SKINNY = (0.02, 0.12)  # share of pixels with skin's colour around brows: hair hangs over them, none does
-_AREA = (0.5, 0.8)  # share of pixels with skin's colour: highlights of hair, skin
-_HAIRY = (0.45, 0.75)  # where between skin's colour and hair's a pixel lies: skin, hair
-_OPAQUE = (0.2, 0.7)  # where between the background's colour and hair's a pixel lies: background, hair
-_GLOSS = 1.5  # how much brighter than hair around what changes with it is at most
-_HATLESS = (0.45, 0.62)  # share of what is beside the face that the style branch drew in its colour: a hat or a scarf, hair
-_PALER = (1.0, 1.15)  # what the brightness of hair is multiplied by: it gets darker, paler
-_HAIRLINE = 10  # how far from bare skin it is known that there is none, in pixels
-_RIMMED = (0.05, 0.3)  # share of a part that is around: in the midst of hair, at its edge
+_PALER = (1.05, 1.2)  # what the brightness of hair is multiplied by: it gets darker, paler
 _GLINT = 2  # brightness of hair, in that of all of it, from which a strand that gets paler glints
-_CLOTHES = (0.15, 0.25)  # difference of the colours around, below the mouth, and of hair's: hair as well, something else
 _BROW = 0.08  # how far brows reach above the eyes, in sides of the crop
 _BROAD = 1.6  # how much wider they are than eyes
-_FRINGED = (-0.06, -0.02)  # heights over the eyes, in sides of the crop: what hides a face is hair, may be none
-_APART = (0.02, 0.06)  # squared distance of these two: cannot be told apart, can be
 _EYES = (0.1, 0.2)  # mean structure in an eye's opening of the pictures before and after: another eye, the same
 _TEETH = (0.8, 0.92)  # the same within the lips
 _SPEECHLESS = 0.15  # how much less alike they may be there after an edit of face and hair: it is not one of mouths
@@ -107,10 +92,16 @@ _WORN = 0.7  # how much more that must be in an edit of what is around the face 
 _OPEN = (0.002, 0.005)  # area within the lips, in that of the crop: a closed mouth, an open one
 _LIGHT = (0.2, 1.1)  # what the brightness of eyes and mouths is multiplied by: least, most
 _SLIGHT = 0.02  # how far an edit must be one of hair as well that hair is looked at
-_STAIN = (1, 12)  # how broad what mottles skin is, in pixels: lines are finer, its tone is broader
-_SHADE = 0.06  # how bright and how dark stains are at most
-_FINE = 512  # what is hair is told at this size, strand by strand
-_COVERED = (0.5, 0.9)  # how far something is no bare skin: it is not looked at as hair, is
+_LINE = 1  # how broad lines are, in pixels
+_STAIN = 12  # the same of what is no tone of a face and no line, and not emphasised
+_MOTTLE = 30  # the same of what mottles skin
+_SHADE = (0.06, 0.03)  # how dark stains are at most, as folds are, and how bright
+_FINE = 512  # hair's borders are told at this size
+_MATTE = 6  # how far around a pixel they are told by, in pixels
+_MATTE_NOISE = 0.001  # variance of colours that tells nothing
+_SHARP = (0.2, 0.8)  # what that tells: beside hair, hair
+_EDGE = 3  # how far from its midst hair ends, in pixels
+_WITHIN = (0.6, 0.9)  # how sure it is that there is hair: beside it, in its midst
 _BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
 _STRANGE = (0.2, 0.3)  # local difference of photograph and style branch: a beard or what else it drew, what it did not
 _BEARD = 4  # how far beyond the outline of a face beards grow, in pixels
@@ -118,10 +109,11 @@ _BRIGHTER = (0.02, 0.08)  # how much brighter it gets beside a jaw: hair stays, 
 _UNSKINNY = (0.08, 0.18)  # difference of a colour and of a face's above the mouth: skin, what comes from behind hair
 _WORN_AT = (0.1, 0.15)  # how far below or above the eyes, in sides of the crop: glasses may be there, change nothing
 _FRAME = (0.05, 0.1)  # local difference that glasses make: of lenses, of frames
-_BEHIND = 10  # how far from the eyes' openings there are lenses, in pixels
+_BEHIND = 4  # how far from the eyes' openings there are lenses, in pixels
 _DARK = (0.05, 0.1)  # how much darker it gets where new frames are
 _HALO = 14  # how far around them nothing gets brighter, in pixels
 _FRAMES = 30  # how far from the eyes' openings glasses reach, in pixels
+_AWAY = 15  # how far beside the person they may be, in pixels
 _CELL = 8  # side of the cells, in pixels, whose pattern generators repeat that double a picture three times
 _GRID = 0.015  # what that pattern has at most, on [0, 1]
 _SOMEBODY = (0.3, 0.8)  # how sure it is that somebody is there: perhaps a background, the person
@@ -314,7 +306,7 @@ class _Edit(NamedTuple):
 
 def _look(
     crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None, outline: Tensor | None, person: Tensor | None,
-    eyes: Tensor | None, skin: Tensor | None,
+    eyes: Tensor | None, skin: Tensor | None, hair: Tensor | None,
 ) -> _Edit:  # fmt: skip
     """What an edit is one of; see `compose` for its arguments."""
     change = change_mask(before, after)
@@ -330,6 +322,7 @@ def _look(
     if unlike is not None and person is not None and outline is not None:
         fringe, bare, grown = _fringe(change, unlike, structure, within, outline)
     falls, hat = fringe * whole * bare * grown, fringe * whole * (1 - bare)
+    somebody = None if person is None else smoothstep(_resized(person[None, None], change), *_SOMEBODY)
     lens, glasses, frames, apart = torch.zeros(4)
     if eyes is not None:
         inside = _filled(eyes, size)
@@ -341,7 +334,12 @@ def _look(
         height = _heights(size)
         under, over = height - float(eyes[..., 1].max()), float(eyes[..., 1].min()) - height
         apart = lens * torch.maximum(face * smoothstep(under, *_WORN_AT), smoothstep(over, *_WORN_AT))
+        if hair is not None and lens > 0:  # hair that hangs there does so before glasses
+            hangs = _small(_matted(_small(crop[None], _FINE), hair[None, None]))
+            glasses, apart = glasses * (1 - hangs), torch.maximum(apart, lens * hangs)
         frames = lens * glasses * _blur(_widened(smoothstep(change, *_FRAME), 2), 2)
+        if somebody is not None:  # those of a face that is seen from the side would float farther off
+            frames = frames * _blur(_widened(somebody, _AWAY), 2)
     covered, hidden = torch.zeros(()), None
     if skin is not None:
         # Without holes, which are spots of light or shade.
@@ -355,12 +353,14 @@ def _look(
         # But for glasses near the eyes, and for a fringe.
         covered = covered * (1 - lens * glasses) * (1 - falls)
     covered = torch.maximum(covered, apart)
+    if hair is not None:
+        hangs = _blur(smoothstep(_resized(hair[None, None], change), *_WITHIN), 1)
+        covered = torch.maximum(covered, hangs * (1 - falls))
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
         within=within, whole=whole, side=_side(face),
         forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
-        person=None if person is None else smoothstep(_resized(person[None, None], change), *_SOMEBODY),
-        unlike=unlike, falls=falls, hat=hat,
+        person=somebody, unlike=unlike, falls=falls, hat=hat,
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens, frames=frames,
         hidden=hidden, covered=covered,
     )  # fmt: skip
@@ -423,107 +423,66 @@ def _heights(size: int) -> Tensor:
 
 
 class _Hair(NamedTuple):
-    """How an edit changes hair: maps of the sizes f, which is finer, and s."""
+    """How an edit changes hair."""
 
-    parts: Tensor  # where it gets darker: in parts of the photograph, (1, 3, f, f)
-    light: Tensor  # where it gets paler: what is added, (1, 3, f, f)
-    where: Tensor  # where it is this that changes, (1, 1, f, f) in [0, 1]
-    sure: Tensor  # how far it does so where the edit itself is not believed, (1, 1, f, f)
+    change: Tensor  # what is added, (1, 3, f, f), at a finer size than that of masks
+    where: Tensor  # where it is, (1, 1, f, f) in [0, 1]
+    stays: Tensor  # where nothing else changes, (1, 1, f, f) in [0, 1]
 
 
-def _hair(
-    edit: _Edit, trust: Tensor, crop: Tensor, outline: Tensor, person: Tensor, eyes: Tensor | None
-) -> _Hair:  # fmt: skip
-    """How an edit changes hair.
+def _hair(edit: _Edit, crop: Tensor, hair: Tensor) -> _Hair:
+    """How an edit changes hair: by the difference of its mean colours before and after.
 
-    Hair's colours before and after are means over what has the same strands in both pictures: around where the edit is
-    believed, and else over all of it, as other strands or background may come there. What their ratio is, the
-    photograph's hair is multiplied by; what gets paler has the difference of those over all of it added. Background and
-    skin shine through it and stay: how far a pixel is hair is told from its colour and theirs.
+    What has the same strands in both pictures tells them, for others or background may come where the edit is no one of
+    this photograph. Hair that gets darker is multiplied by their ratio; what gets paler has their difference added.
     """
-    s = edit.change.shape[-1]
     pixels = _small(crop[None], _FINE)
-
-    def fine(x: Tensor) -> Tensor:
-        return _resized(x, pixels)
-
-    def mean(x: Tensor, part: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-        """A picture's mean over a part of it around each pixel, and how much of the part is there."""
-        share = _blur(part, radius)
-        return _blur(x * part, radius) / share.clamp_min(1e-4), share
-
-    part = _narrowed(person, 6) * (1 - _widened(edit.face, 4)) * (1 - edit.forehead)
-    if edit.hidden is not None:  # high foreheads are no hair
-        part = part * smoothstep(_blur(edit.hidden, 2), *_COVERED)
-    hair, there = mean(edit.photo, part, 12)
-    above = _upper(s)
-    same = part * smoothstep(edit.structure, *_ALIKE)
-    colours, known = mean(torch.cat((edit.before, edit.after), 1), same, 12)
-    inner = _blur(_widened(edit.face, 5), 3)
-    core = torch.maximum(inner, edit.forehead)
-    upper = same * above
-    # Below the mouth what has another colour than hair is clothes.
-    clothes = smoothstep((hair - _colour(edit.photo, upper)).abs().amax(1, True), *_CLOTHES) * (1 - above)
-    wide = [_colour(picture, upper) for picture in (edit.before, edit.after)]
-    odd = (_tone(_blur(edit.before, 4), _blur(edit.after, 4)) / _tone(*wide)).log().abs()
-    usual = torch.maximum(1 - _blur(_widened(smoothstep(odd, *_ODD) * (1 - core), 2), 4), core)
-    near = trust * usual * smoothstep(known, *_COLOURED) * (1 - edit.covered)
-    old, new = (everywhere.lerp(here, near) for everywhere, here in zip(wide, colours.chunk(2, 1), strict=True))
+    matte = _matted(pixels, hair)
+    solid = _narrowed(_resized(hair, edit.change), 2)
+    same = solid * smoothstep(edit.structure, *_ALIKE) * _upper(solid.shape[-1])
+    old, new = (_colour(picture, same) for picture in (edit.before, edit.after))
     tone = _tone(old, new).clamp(*_TONE)
-
-    behind, share = mean(edit.photo, 1 - _widened(person, 4), 12)
-    behind, hair = fine(behind), fine(hair)
-    opaque, _ = _between(pixels, behind, hair)
-    thin = (1 - opaque) * fine(smoothstep(share, *_RIMMED))
-    through = 1 - smoothstep(opaque, *_OPAQUE)
-    through = through * fine(smoothstep(share, *_THERE) * smoothstep(there, *_THERE))
-    around, share = mean(edit.photo, part, 24)
-    skin = _colour(edit.photo, _narrowed(_filled([outline], s), 6))
-    hairy, apart = _between(pixels, skin, fine(around))
-    apart = smoothstep(apart, *_APART)
-    told = apart * fine(smoothstep(share, *_THERE)) * (1 - through)
-    mixed, hairy = (1 - hairy) * told, smoothstep(hairy, *_HAIRY)
-    bare = (1 - hairy) * told
-    # Highlights have skin's colour, too, but no area of it, as ears have; nor are they near skin that is known.
-    near_skin = core if edit.hidden is None else 1 - _blur(_narrowed(edit.hidden, _HAIRLINE), 4)
-    skinny = fine(near_skin + (1 - near_skin) * smoothstep(_blur(_small(bare), 4), *_AREA))
+    # Paler by a factor, black would stay black; by as much for all of it, hair would get a veil. So every strand gets of it
+    # by its own light, and what glints or is bright gets less, or it would be white.
+    light = pixels.mean(1, True)
+    whole = _mean(light, matte)
+    strands = torch.tanh(light / (_GLINT * whole)) * (2 * (1 - light)).clamp_max(1)
+    # At its edges it is skin or background that is brighter than most hair.
+    midst = _blur(_narrowed(_small(matte), _EDGE), 1)
+    strands = (strands / _mean(strands, matte)).minimum(1 + _resized(midst, pixels) * _GLINT)
+    change = ((tone - 1) * pixels).lerp(strands * (new - old), smoothstep(tone, *_PALER))
+    # What is between strands and around stays what it is, but for the face.
+    within = torch.maximum(matte, smoothstep(_resized(hair, pixels), *_WITHIN))
     if edit.hidden is not None:
-        hairy = torch.maximum(hairy, 1 - skinny)
-    bare, mixed = bare * skinny, mixed * skinny
+        beside = edit.hidden * (1 - torch.maximum(_blur(_widened(edit.face, 5), 3), edit.forehead))
+        within = torch.maximum(within, _resized(beside, pixels))
+    told = edit.recolours * smoothstep(same.mean(), *_COLOURED)
+    return _Hair(told * matte * change, told * matte, told * within)
 
-    own = (pixels - through * behind - bare * skin).clamp_min(0).minimum(_GLOSS * hair)
-    # Hair gets darker by a factor, and paler by what is added, for a factor would leave black what is black: to each
-    # strand by its own light, for as much to all of them would be a veil. At its edges that is what is left of a pixel
-    # without background and skin, or they would shine.
-    paler = fine(smoothstep(tone, *_PALER))
-    parts = (1 - paler) * (fine(tone) - 1) * own / pixels.clamp_min(0.01)
-    strands = pixels - torch.maximum(thin, through) * behind - torch.maximum(mixed, bare) * skin
-    strands, solid = strands.clamp_min(0).mean(1, True), fine(part) * (1 - through) * (1 - bare)
-    # What glints or is bright gets less, or it would be white.
-    strands = torch.tanh(strands / (_GLINT * _mean(strands, solid))) * (2 * (1 - pixels.mean(1, True))).clamp_max(1)
-    strands = (strands / _mean(strands, solid)).clamp_max(2 * _GLINT)  # if there is no hair to tell
-    light = paler * strands * (wide[1] - wide[0])
-    # Around face and forehead all but skin is hair, and on their rims what has its colour and is no brow.
-    rim = edit.side
-    if eyes is not None:
-        rim = rim * (1 - _brows(eyes, s) * smoothstep(_blur(_small(bare), 8), *_SKINNY))
-    drawn = 1 - smoothstep(edit.unlike, *_OTHER)
-    hatless = smoothstep(_mean(drawn, upper), *_HATLESS) * (1 - edit.hat.amax())
-    outer = (1 - core) * (1 - clothes)
-    fringe = torch.zeros_like(outer)
-    if edit.hidden is not None:  # or skin in the shade of hair would take its colour
-        outer, rim = outer * edit.hidden, rim * edit.hidden
-        # What hangs over a forehead and gets paler may reach to the eyes.
-        below = 1.0 if eyes is None else smoothstep(_heights(s) - float(eyes[..., 1].min()), *_FRINGED)
-        fringe = core * (1 - inner * below) * edit.hidden * (1 - edit.falls) * hatless * smoothstep(_tone(*wide), *_PALER)
-    fringe = fine(fringe)
-    # A factor moves no silhouette: it may show where the edit's own picture may not, if this is hair and no hat, no skin
-    # and no neck.
-    sure = fine(_blur(drawn * _narrowed(person, 4), 4) * above) * hatless * apart * hairy
-    sure = torch.maximum(sure, fringe)
-    where = fine(outer).maximum(fine(rim) * apart) * fine(smoothstep(there, *_COLOURED))
-    where = torch.maximum(where, fringe) * (1 - bare) * smoothstep(upper.mean(), *_COLOURED) * edit.recolours
-    return _Hair(parts, light, where, sure)
+
+def _matted(pixels: Tensor, part: Tensor) -> Tensor:
+    """A part of a picture ``(1, 3, S, S)``, with its borders where colours change: ``(1, 1, S, S)`` in [0, 1].
+
+    He et al.'s guided filter (arXiv 1505.00996 has it as fast as here: worked out at a smaller size), in three colours.
+    """
+    guide = _small(pixels)
+    part = _resized(part, guide)
+
+    def mean(x: Tensor) -> Tensor:
+        return _blur(x, _MATTE)
+
+    centre, share = mean(guide), mean(part)
+    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
+    spread = mean(torch.cat([guide[:, i : i + 1] * guide[:, j : j + 1] for i, j in pairs], 1))
+    matrix = guide.new_zeros(3, 3, *guide.shape[-2:])
+    for k, (i, j) in enumerate(pairs):
+        matrix[i, j] = matrix[j, i] = spread[0, k] - centre[0, i] * centre[0, j]
+    matrix = matrix.permute(2, 3, 0, 1) + _MATTE_NOISE * torch.eye(3)
+    across = mean(guide * part) - centre * share
+    slope = torch.linalg.solve(matrix, across[0].permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)[None]
+    start = share - (slope * centre).sum(1, True)
+    slope, start = (_resized(mean(x), pixels) for x in (slope, start))
+    return smoothstep((slope * pixels).sum(1, True) + start, *_SHARP)
 
 
 def _tone(before: Tensor, after: Tensor) -> Tensor:
@@ -535,14 +494,6 @@ def _brows(eyes: Tensor, size: int) -> Tensor:
     """Eyes with their brows, ``(1, 1, size, size)`` in [0, 1]."""
     broad = torch.tensor([_BROAD, 1]) * (eyes - eyes.mean(1, True)) + eyes.mean(1, True)
     return _blur(_widened(sum(raised(eye, _BROW, size) for eye in broad).clamp_max(1), 4), 2)
-
-
-def _between(picture: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each pixel's colour lies from one colour towards another, ``(1, 1, H, W)`` in [0, 1], and the squared
-    distance of these two; 1 where that is none."""
-    across = other - one
-    apart = across.square().sum(1, True)
-    return ((((picture - one) * across).sum(1, True) + 0.003) / (apart + 0.003)).clamp(0, 1), apart
 
 
 def _openings(edit: _Edit, eyes: Tensor | None, mouth: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -638,7 +589,7 @@ def _fringe(
 def compose(
     crop: Tensor, before: Tensor, after: Tensor, drawn: Tensor | None = None, outline: Tensor | None = None,
     person: Tensor | None = None, eyes: Tensor | None = None, mouth: Tensor | None = None, skin: Tensor | None = None,
-    emphasis: float = 0.0,
+    hair: Tensor | None = None, emphasis: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The edited crop.
 
@@ -656,8 +607,10 @@ def compose(
         mouth: ``(N, 2)``, the same of what is seen between the lips.
         skin: ``(P, P)`` in [0, 1], where the face is bare, with eyes, brows and mouth: what lies over it stays, below
             the mouth only what ``drawn`` has not. None where it is not known.
-        emphasis: What is added, in the face and in hair, of the edit's change of brightness: content that is fused into
-            an edit holds it back.
+        hair: ``(P, P)`` in [0, 1], where hair is, whose colour an edit of face and hair changes. None where it is not
+            known: it changes as the rest does.
+        emphasis: What is added, in the face and in new frames, of the edit's change of brightness: content that is
+            fused into an edit holds it back.
 
     Returns:
         The edited crop ``(3, S, S)`` in [0, 1], and where it differs from ``crop``: ``(S, S)`` in
@@ -667,7 +620,7 @@ def compose(
     def full(x: Tensor) -> Tensor:
         return _resized(x, crop)[0]
 
-    edit = _look(crop, before, after, drawn, outline, person, eyes, skin)
+    edit = _look(crop, before, after, drawn, outline, person, eyes, skin, hair)
     lips = None if mouth is None else _lips(mouth, edit.change.shape[-1])
     openings = None if eyes is None else _filled(eyes, edit.change.shape[-1])
     # Widened before it is blurred, so that the edge of an edit lies inside its own mask.
@@ -675,9 +628,9 @@ def compose(
     trust = _trust(edit)
     believed = trust * (1 - edit.covered)
     replaced = _blur(_widened(smoothstep(edit.change, *_REPLACE), 3), 2)
-    hair = None
-    if edit.unlike is not None and edit.person is not None and outline is not None and edit.recolours > _SLIGHT:
-        hair = _hair(edit, trust, crop, outline, edit.person, eyes)
+    recoloured = None
+    if hair is not None and edit.recolours > _SLIGHT:
+        recoloured = _hair(edit, crop, hair[None, None])
     shown = full(seen * believed)
     detail = crop - before - full(_blur(edit.photo - edit.before, 6))
     difference = _ungridded(after - before)
@@ -688,8 +641,15 @@ def compose(
         beside = _blur(_widened(dark, _HALO), 3) * (1 - _blur(_widened(openings, _BEHIND), 2))
         halo = beside * small.clamp_min(0)
         difference, small = difference - full(halo), small - halo
-    stains = _blur(small, _STAIN[0]) - _blur(small, _STAIN[1])
-    pale = stains.mean(1, True)
+    fine = _blur(small, _LINE)
+    if edit.hidden is not None and eyes is not None and lips is not None:
+        # On bare skin stains of an edit of face and hair are no more than shades, as folds are.
+        stains = fine - _blur(small, _MOTTLE)
+        light = stains.mean(1, True)
+        most = torch.where(light < 0, *_SHADE)
+        bare = edit.face * (1 - edit.hidden) * (1 - lips) * (1 - _brows(eyes, lips.shape[-1]))
+        mottles = bare * edit.whole * (1 - edit.lens) * (stains - most * torch.tanh(light / most))
+        difference, small, fine = difference - full(mottles), small - mottles, fine - mottles
     if emphasis:
         # Not of its colours, which between lips and teeth would be none that either has; and not where it takes away a mouth
         # or glasses, for more than the difference would leave their lines in light.
@@ -698,27 +658,20 @@ def compose(
         if openings is not None:  # where another eye comes, more than the difference would leave no pupil
             where = where * (1 - _blur(_widened(openings, 3), 2))
         # Nor of stains; but frames are as narrow and as broad as they are.
-        light = difference.mean(0, True) - full((1 - edit.lens) * pale)
-        difference = difference + emphasis * full(where) * light
-    if edit.hidden is not None and eyes is not None and lips is not None:
-        # On bare skin stains of an edit of face and hair are no more than shades, as folds are.
-        bare = edit.face * (1 - edit.hidden) * (1 - lips) * (1 - _brows(eyes, lips.shape[-1]))
-        shades = _SHADE * torch.tanh(pale / _SHADE)
-        difference = difference - full(bare * edit.whole * (1 - edit.lens) * (stains - shades))
+        stains = (1 - edit.lens) * (fine - _blur(small, _STAIN)).mean(1, True)
+        difference = difference + emphasis * full(where) * (difference.mean(0, True) - full(stains))
     change = shown * (difference - full(replaced) * detail)
     reach = None if edit.person is None else torch.maximum(_blur(edit.person, 2), edit.frames)
-    if hair is not None:
-        # Hair may change up to its last strands, for the background between them does not.
-        reach, farther = (_resized(x, hair.where) for x in (reach, _blur(_widened(edit.person, 3), 2)))
-        reach = reach.lerp(farther, hair.where)
-        where, tinted = full(hair.where), torch.maximum(full(seen * trust), full(_resized(seen, hair.sure) * hair.sure))
-        change = change.lerp(tinted * (full(hair.parts) * crop + (1 + emphasis) * full(hair.light)), where)
-        shown = shown.lerp(tinted, where)
+    if recoloured is not None:
+        stays = full(recoloured.stays)
+        change, shown = (1 - stays) * change + full(recoloured.change), (1 - stays) * shown + full(recoloured.where)
     if drawn is not None and (eyes is not None or mouth is not None):
         parts, where = (full(x) for x in _openings(edit, eyes, mouth))
         change = change.lerp(shown * parts * crop, where)
     if reach is not None:
         reach = full(reach)
+        if recoloured is not None:  # strands reach beyond what is found of the person
+            reach = torch.maximum(reach, full(recoloured.where))
         change, shown = reach * change, reach * shown
     edited = crop + change
     if lips is not None and lips.amax() > 0.5:  # else it is beside the picture

@@ -119,13 +119,13 @@ class CropConfig:
         frame_net: arguments of the network that finds the crop's frame, as JSON values; None where
             the checkpoint has no such network.
         person_net: the same of the network that finds the person in a crop.
-        skin_net: the same of the network that finds bare skin, from the encoder's features.
+        parts_net: the same of the network that finds bare face and hair, from the encoder's features.
     """
 
     size: int = 1024
     frame_net: dict[str, Any] | None = None
     person_net: dict[str, Any] | None = None
-    skin_net: dict[str, Any] | None = None
+    parts_net: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "size")

@@ -34,7 +34,7 @@ from faceedit.models.generator import Generator
 from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.models.mobile_stylegan import MobileStyleGAN
 from faceedit.models.person_net import PersonNet
-from faceedit.models.skin_net import SkinNet
+from faceedit.models.parts_net import PartsNet
 from faceedit.models.psp_encoder import GradualStyleEncoder
 from faceedit.models.stylegan2 import StyleGAN2
 from faceedit.results import EditedFace, EditResult, Inversion
@@ -94,7 +94,8 @@ class FaceEditor:
             style branch alone.
         latent_classifier: Tells how long a step of strength 1 is for each face; None takes the directions' own length.
         person_net: Finds the person in a crop, beside whom nothing is edited; None: edits may show anywhere in the crop.
-        skin_net: Finds bare skin, from this encoder's features; None: edits may show through hair over a face.
+        parts_net: Finds bare face and hair, from this encoder's features; None: edits may show through hair over a face, and
+            hair does not change its colour.
         readme: The checkpoint's model card, carried along by `save_pretrained`.
     """
 
@@ -109,7 +110,7 @@ class FaceEditor:
         fusion: FusionGenerator | None = None,
         latent_classifier: LatentClassifier | None = None,
         person_net: PersonNet | None = None,
-        skin_net: SkinNet | None = None,
+        parts_net: PartsNet | None = None,
     ) -> None:
         self._config = config
         self._generator = generator.eval().requires_grad_(False)
@@ -118,7 +119,7 @@ class FaceEditor:
         self._fusion = fusion.eval().requires_grad_(False) if fusion is not None else None
         self._latent_classifier = None if latent_classifier is None else latent_classifier.eval().requires_grad_(False)
         self._person_net = person_net.eval().requires_grad_(False) if person_net is not None else None
-        self._skin_net = skin_net.eval().requires_grad_(False) if skin_net is not None else None
+        self._parts_net = parts_net.eval().requires_grad_(False) if parts_net is not None else None
         self._directions = directions
         self._readme = readme
 
@@ -175,9 +176,9 @@ class FaceEditor:
         frame_net = None if config.crop.frame_net is None else _build({"frame_net": FrameNet}, "frame_net", config.crop.frame_net)
         options = config.crop.person_net
         person_net = None if options is None else _build({"person_net": PersonNet}, "person_net", options)
-        options = config.crop.skin_net
-        skin_net = None if options is None else _build(
-            {"skin_net": SkinNet}, "skin_net",
+        options = config.crop.parts_net
+        parts_net = None if options is None else _build(
+            {"parts_net": PartsNet}, "parts_net",
             {"channels": encoder.feature_channels, "sizes": encoder.feature_sizes, **options},
         )  # fmt: skip
         fusion = None if config.fusion is None else _build(
@@ -191,7 +192,7 @@ class FaceEditor:
         )  # fmt: skip
         networks = {
             "generator": generator, "encoder": encoder, "frame_net": frame_net, "fusion": fusion,
-            "latent_classifier": latent_classifier, "person_net": person_net, "skin_net": skin_net,
+            "latent_classifier": latent_classifier, "person_net": person_net, "parts_net": parts_net,
         }  # fmt: skip
         networks = {prefix: module for prefix, module in networks.items() if module is not None}
         unknown = [name for name in tensors if name.partition(".")[0] not in {*networks, "directions"}]
@@ -211,7 +212,7 @@ class FaceEditor:
         readme = folder / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
         editor = cls(
-            config, generator, encoder, frame_net, directions, text, fusion, latent_classifier, person_net, skin_net
+            config, generator, encoder, frame_net, directions, text, fusion, latent_classifier, person_net, parts_net
         )
         return editor.to(device, dtype)
 
@@ -235,7 +236,7 @@ class FaceEditor:
         modules = {
             "generator": self._generator, "encoder": self._encoder, "frame_net": self._frame_net, "fusion": self._fusion,
             "latent_classifier": self._latent_classifier, "person_net": self._person_net,
-            "skin_net": self._skin_net,
+            "parts_net": self._parts_net,
         }  # fmt: skip
         for prefix, module in modules.items():
             if module is not None:
@@ -276,7 +277,7 @@ class FaceEditor:
         """The same editor with other parts, named as in the constructor."""
         parts = (
             "config", "generator", "encoder", "frame_net", "directions", "readme", "fusion", "latent_classifier",
-            "person_net", "skin_net",
+            "person_net", "parts_net",
         )  # fmt: skip
         return FaceEditor(**{part: changes.get(part, getattr(self, f"_{part}")) for part in parts})
 
@@ -508,7 +509,7 @@ class FaceEditor:
         if steps:
             latents = self._refine(latents, targets, steps, progress)
         contents = self._content(inputs, encoding.features, latents)
-        skins = [None] * len(faces) if self._skin_net is None else self._skin_net.find(encoding.features)
+        parts = [(None, None)] * len(faces) if self._parts_net is None else self._parts_net.find(encoding.features)
         pictures: list[Tensor | None] = [None] * len(faces)
         if reconstruct:
             pictures = [
@@ -518,7 +519,8 @@ class FaceEditor:
         outlines = [(None,) * 3 if self._frame_net is None else self._frame_net.outlines(target) for target in targets]
         if len(faces) > 1:
             # Each face's own: a part of the batch would keep all of it in memory.
-            targets, skins = ([None if part is None else part.clone() for part in all_] for all_ in (targets, skins))
+            targets = [target.clone() for target in targets]
+            parts = [tuple(part if part is None else part.clone() for part in each) for each in parts]
         return [
             Inversion(
                 latents=latents[i].cpu(),
@@ -528,7 +530,8 @@ class FaceEditor:
                 eyes=outlines[i][1],
                 mouth=outlines[i][2],
                 person=None if self._person_net is None else self._person_net.find(targets[i]),
-                skin=skins[i],
+                skin=parts[i][0],
+                hair=parts[i][1],
                 crop=targets[i],
                 reconstruction=pictures[i],
                 frame=frame,
@@ -769,7 +772,7 @@ class FaceEditor:
         drawn = inversion.drawn if refine else None
         output, mask = compose(
             original, before, after.image, drawn, inversion.outline, inversion.person, inversion.eyes, inversion.mouth,
-            inversion.skin, emphasis=_EMPHASIS if refine else 0.0,
+            inversion.skin, inversion.hair, emphasis=_EMPHASIS if refine else 0.0,
         )  # fmt: skip
         styled = None if refine else after.image
         if refine and explain:

@@ -21,7 +21,7 @@ from faceedit.images import ImageSource, Picture
 __all__ = ["EditResult", "EditedFace", "Inversion"]
 
 _FORMAT = "faceedit-inversion-1"
-_TENSORS = ("latents", "drawn", "outline", "eyes", "mouth", "person", "skin", "crop", "reconstruction")  # saved as they are
+_TENSORS = ("latents", "drawn", "outline", "eyes", "mouth", "person", "skin", "hair", "crop", "reconstruction")  # saved as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,9 @@ class Inversion:
         person: float32 (256,256) in [0,1], where in the crop the person is, with hair and what is worn: beside it
             nothing is edited. None without a person net.
         skin: float32 (256,256) in [0,1], where the face is bare, with eyes, brows and mouth: what lies over it, such as
-            hair, no edit takes away. None without a skin net.
+            hair, no edit takes away. None without a parts net.
+        hair: float32 (256,256) in [0,1], where hair is, which keeps its strands when an edit changes its colour. None
+            without a parts net.
         crop: float32 (3,S,S) in [0,1], the aligned face as it was; None if it was not kept.
         reconstruction: float32 (3,S,S) in [0,1], the unedited face as the generator gives it, refined if
             there is a content branch; None if it was not made.
@@ -60,6 +62,7 @@ class Inversion:
     mouth: Tensor | None = None
     person: Tensor | None = None
     skin: Tensor | None = None
+    hair: Tensor | None = None
     crop: Tensor | None = None
     reconstruction: Tensor | None = None
     frame: CropFrame | None = None

@@ -21,7 +21,7 @@ def config():
     return ModelConfig(
         generator=GeneratorConfig("mobile_stylegan", 512, 14, 256, {"truncation": 0.7}),
         encoder=EncoderConfig("pyramid", 128, {"levels": [64, 128], "deep": None}),
-        crop=CropConfig(size=512, frame_net={"depth": 3}, person_net={}, skin_net={"width": 8}),
+        crop=CropConfig(size=512, frame_net={"depth": 3}, person_net={}, parts_net={"width": 8}),
         attributes={
             "smile": AttributeInfo(
                 range=(-2.0, 1.5),
@@ -99,7 +99,7 @@ def test_absent_parts_take_their_defaults():
         ("crop.size", 0, r"crop\.size must be at least 1"),
         ("crop.frame_net", "net", r"crop\.frame_net must be an object"),
         ("crop.person_net", True, r"crop\.person_net must be an object"),
-        ("crop.skin_net", 48, r"crop\.skin_net must be an object"),
+        ("crop.parts_net", 48, r"crop\.parts_net must be an object"),
         ("attributes", [], r"attributes must be an object"),
         ("attributes.smile", 1, r"attributes\.smile must be an object"),
         ("attributes.smile.range", [0], r"attributes\.smile\.range must have 2 entries, not 1"),

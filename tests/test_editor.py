@@ -38,7 +38,7 @@ from faceedit.errors import (
 )
 from faceedit.faces import Face
 from faceedit.models.person_net import PersonNet
-from faceedit.models.skin_net import SkinNet
+from faceedit.models.parts_net import PartsNet
 
 BOXES = [(20.0, 30.0, 50.0, 62.0), (80.0, 25.0, 104.0, 50.0), (60.0, 70.0, 78.0, 88.0)]
 LANDMARKS = np.array([(40, 40), (60, 40), (50, 50), (43, 62), (57, 62)])
@@ -384,7 +384,7 @@ def test_an_edit_is_held_to_the_outlines_of_the_face(refining, found, composed):
     refining.edit(inversion, smile=1.0)
     refining.edit(inversion, smile=1.0, refine=False)
     assert composed[0][4] is composed[1][4] is inversion.outline
-    assert all(given[6:] == (inversion.eyes, inversion.mouth, inversion.skin) for given in composed)
+    assert all(given[6:] == (inversion.eyes, inversion.mouth, inversion.skin, inversion.hair) for given in composed)
 
 
 def test_an_edit_divides_no_mouth_and_no_eyes(refining, found, monkeypatch):
@@ -427,21 +427,23 @@ def test_beside_the_person_nothing_is_edited(guarded, refining, found, composed)
 
 @pytest.fixture
 def skinned(refining, monkeypatch):
-    """An editor whose skin net finds bare skin in the left half of every crop."""
+    """An editor whose parts net finds bare skin in the left half of every crop, and hair in its top row."""
     half = (torch.arange(256) < 128).float().expand(256, 256)
-    monkeypatch.setattr(SkinNet, "find", lambda net, features: half.expand(len(features[0]), -1, -1))
-    config = dataclasses.replace(refining.config, crop=dataclasses.replace(refining.config.crop, skin_net={"width": 6}))
+    top = (torch.arange(256) < 1).float()[:, None].expand(256, 256)
+    monkeypatch.setattr(PartsNet, "find", lambda net, features: torch.stack((half, top)).expand(len(features[0]), -1, -1, -1))
+    config = dataclasses.replace(refining.config, crop=dataclasses.replace(refining.config.crop, parts_net={"width": 6}))
     torch.manual_seed(0)
     encoder = refining.encoder
-    return refining._with(config=config, skin_net=SkinNet(encoder.feature_channels, encoder.feature_sizes, 6))
+    return refining._with(config=config, parts_net=PartsNet(encoder.feature_channels, encoder.feature_sizes, 6))
 
 
 def test_no_edit_shows_where_the_face_is_covered(skinned, refining, found, composed):
     inversion = skinned.invert(photo())
-    assert inversion.skin.shape == (256, 256) and refining.invert(photo()).skin is None
+    plain = refining.invert(photo())
+    assert inversion.skin.shape == inversion.hair.shape == (256, 256) and plain.skin is None and plain.hair is None
     for refine in (True, False):
         face = skinned.edit(inversion, smile=3.0, refine=refine, return_result=True).faces[0]
-        assert composed[-1][8] is inversion.skin
+        assert composed[-1][8] is inversion.skin and composed[-1][9] is inversion.hair
         size = face.mask.shape[-1]
         covered = (slice(0, int(0.55 * size)), slice(int(0.6 * size), None))
         assert not face.mask[covered].any() and face.mask.any()
@@ -451,19 +453,19 @@ def test_no_edit_shows_where_the_face_is_covered(skinned, refining, found, compo
         assert refining.edit(bare, smile=3.0, refine=refine, return_result=True).faces[0].mask[covered].any()
 
 
-def test_the_skin_net_looks_at_the_encoders_features_of_each_face(skinned, found, monkeypatch):
+def test_the_parts_net_looks_at_the_encoders_features_of_each_face(skinned, found, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        SkinNet, "find", lambda net, features: seen.append(features) or torch.arange(len(features[0])).view(-1, 1, 1) / 2.0
+        PartsNet, "find", lambda net, features: seen.append(features) or torch.arange(2 * len(features[0])).view(-1, 2, 1, 1) / 2.0
     )
     inversions = skinned.invert(photo(), faces="all")
     (features,) = seen
     assert [tuple(f.shape[:2]) for f in features] == [(len(inversions), n) for n in skinned.encoder.feature_channels]
-    assert [float(inversion.skin) for inversion in inversions] == [i / 2 for i in range(len(inversions))]
+    assert [(float(each.skin), float(each.hair)) for each in inversions] == [(i, i + 0.5) for i in range(len(inversions))]
 
 
 @pytest.mark.parametrize(
-    ("fixture", "net", "tensor"), [("guarded", "person_net", "stem.bias"), ("skinned", "skin_net", "leave.bias")]
+    ("fixture", "net", "tensor"), [("guarded", "person_net", "stem.bias"), ("skinned", "parts_net", "leave.bias")]
 )
 def test_the_nets_that_guard_a_photograph_go_into_the_checkpoint(fixture, net, tensor, request, tmp_path):
     editor = request.getfixturevalue(fixture)
@@ -567,7 +569,7 @@ def test_what_an_inversion_has_already_is_not_asked_for_again(editor, found, opt
 def test_inversions_of_one_call_share_no_memory(skinned, found):
     found[:] = [Face(box, 1.0) for box in BOXES[:2]]
     for inversion in skinned.invert(photo(), faces="all"):
-        for tensor in (inversion.crop, inversion.skin):
+        for tensor in (inversion.crop, inversion.skin, inversion.hair):
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 

@@ -33,6 +33,7 @@ def inversion():
         mouth=torch.rand(6, 2, generator=generator),
         person=torch.rand(8, 8, generator=generator),
         skin=torch.rand(8, 8, generator=generator),
+        hair=torch.rand(8, 8, generator=generator),
         crop=torch.rand(3, 32, 32, generator=generator),
         reconstruction=torch.rand(3, 32, 32, generator=generator).transpose(1, 2),
         frame=CropFrame((100.125, 80.1), (40.3, -3.7)),
@@ -45,7 +46,7 @@ def inversion():
 def test_an_inversion_survives_a_file_exactly(inversion, tmp_path):
     path = inversion.save(tmp_path / "face.inversion")
     read = Inversion.load(str(path))
-    for name in ("latents", "drawn", "outline", "eyes", "mouth", "person", "skin", "crop", "reconstruction"):
+    for name in ("latents", "drawn", "outline", "eyes", "mouth", "person", "skin", "hair", "crop", "reconstruction"):
         assert torch.equal(getattr(read, name), getattr(inversion, name))
         assert not getattr(read, name).requires_grad
     assert len(read.features) == 12
@@ -57,7 +58,8 @@ def test_an_inversion_survives_a_file_exactly(inversion, tmp_path):
 def test_what_an_inversion_lacks_stays_lacking(tmp_path):
     read = Inversion.load(Inversion(latents=torch.zeros(2, 4)).save(tmp_path / "face"))
     assert read.features == ()
-    assert (read.drawn, read.outline, read.person, read.skin, read.crop, read.reconstruction, read.frame, read.box) == (None,) * 8
+    assert (read.drawn, read.outline, read.person, read.skin, read.hair) == (None,) * 5
+    assert (read.crop, read.reconstruction, read.frame, read.box) == (None,) * 4
     assert read.eyes is None and read.mouth is None
 
 

@@ -152,8 +152,8 @@ def assemble(
         encoder=None if made.encoder is None else EncoderConfig(
             made.encoder_name, made.encoder.input_size, _encoder_options(made.encoder)
         ),
-        # Not the skin net, which looks at the packaged encoder's features.
-        crop=replace(default_config.crop, size=generator.resolution, skin_net=None),
+        # Not the parts net, which looks at the packaged encoder's features.
+        crop=replace(default_config.crop, size=generator.resolution, parts_net=None),
         licence=licence,
         provenance=[*({**entry, "licence": licence} if licence else entry for entry in made.provenance), packaged],
     )

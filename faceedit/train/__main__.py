@@ -23,7 +23,7 @@ STAGES = {
     "style": ("style", "the paper's style branch: learned, sparse directions"),
     "content": ("content", "the content branch, relevance maps and fusion"),
     "calibrate": ("calibrate", "the length of learned directions: strength 1 means the same for all"),
-    "skin": ("skin", "the skin net: where hair, hats and hands lie over a face"),
+    "parts": ("parts", "the parts net: where faces are bare, and where hair is"),
     "latent-classifier": ("latent_classifier", "the latent classifier: strength 1 means the same for all faces"),
     "fit-directions": ("fit_directions", "a direction of your own, from tens of labelled pictures"),
     "package": ("package", "the checkpoint folder, from the trained parts"),

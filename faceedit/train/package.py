@@ -22,7 +22,7 @@ from faceedit.models.efficientnet_encoder import EfficientNetEncoder
 from faceedit.hub import load_module
 from faceedit.models.fusion import FusionGenerator
 from faceedit.models.person_net import PersonNet
-from faceedit.train import frame, latent_classifier, skin
+from faceedit.train import frame, latent_classifier, parts
 from faceedit.train.checkpoint import load_encoder, load_generator, read_tensors
 
 # Figures of `evaluate style` that go into the checkpoint, each attribute's own.
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True, help="style.json of `evaluate style` on these directions")
     parser.add_argument("--person", type=Path, help="the person net's weights; none: edits may show beside the person")
-    parser.add_argument("--skin", type=Path, help="the skin net, of this encoder; none: edits may show through hair")
+    parser.add_argument("--parts", type=Path, help="the parts net, of this encoder; none: edits may show through hair")
     parser.add_argument("--content", type=Path, help="run of the content stage; none packages the style branch alone")
     parser.add_argument("--latent-classifier", type=Path, help="of these directions; none: strength 1 is their length")
     parser.add_argument("--attributes", nargs="+", metavar="NAME", help="those to ship, in this order; all, if not given")
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     if args.person:
         person_net = PersonNet()
         person_net.load_state_dict(read_tensors(args.person))
-    skin_net = skin.load(args.skin, encoder) if args.skin else None
+    parts_net = parts.load(args.parts, encoder) if args.parts else None
     learned = Directions.load(args.directions)
     report = json.loads(args.report.read_text())
     names = [learned.resolve(name) for name in args.attributes or learned.names]
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
         encoder=EncoderConfig("efficientnet_lite", encoder.input_size, {"looks": args.looks}),
         crop=CropConfig(
             generator.resolution, frame_net={}, person_net=None if person_net is None else {},
-            skin_net=None if skin_net is None else skin_net.options,
+            parts_net=None if parts_net is None else parts_net.options,
         ),
         attributes=attributes,
         licence=args.licence,
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
     )
     editor = FaceEditor(
         config, generator, encoder.float(), frame_net.float(), directions, args.card.read_text(), person_net=person_net,
-        skin_net=skin_net,
+        parts_net=parts_net,
     )
     if args.latent_classifier:
         known = latent_classifier.load(args.latent_classifier)

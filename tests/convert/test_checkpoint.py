@@ -81,7 +81,7 @@ def test_an_editor_edits_with_them(kind, tmp_path):
     assert (editor.config.crop.frame_net, editor.config.crop.person_net) == (packaged.frame_net, packaged.person_net)
     assert packaged.person_net is not None and inversion.person is not None
     # But not through the one that looks at the packaged encoder's features.
-    assert packaged.skin_net is not None and editor.config.crop.skin_net is None and inversion.skin is None
+    assert packaged.parts_net is not None and editor.config.crop.parts_net is None and inversion.skin is None
     assert made.tensors["frame_net.mesh.points.weight"].abs().sum() > 0
 
     entries = {entry["used_for"]: entry for entry in editor.config.provenance}

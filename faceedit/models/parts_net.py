@@ -1,7 +1,7 @@
-"""SkinNet: where a face is bare, and not under hair, a hat, a hand or glasses' frames, from the encoder's 2-D features.
+"""PartsNet: where a face is bare, and where hair is, from the encoder's 2-D features.
 
-No published network: a small head on what the encoder sees anyway. Its teacher is the generator, whose own features
-know the parts of a face (Collins et al., "Editing in Style", arXiv 2004.14367); `faceedit.train.skin` trains it.
+No published network: a small head on what the encoder sees anyway. Its teacher is a network that parses faces;
+`faceedit.train.parts` trains it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _COARSEST = 16  # maps below this side know no borders
+_DILATIONS = (1, 2, 4)  # of the blocks: what a place is depends on what is around
 
 
-class SkinNet(nn.Module):
-    """The encoder's features to a map of bare skin, with eyes, brows and mouth.
+class _Block(nn.Module):
+    """What is added to a map: two convolutions of what is around each place."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, width)
+        self.first = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.leaky_relu(self.first(F.leaky_relu(self.norm(x), 0.2)), 0.2))
+
+
+class PartsNet(nn.Module):
+    """The encoder's features to maps of the bare face, with eyes, brows, mouth and glasses, and of hair.
 
     Args:
         channels: Of the encoder's 2-D features, finest first.
@@ -25,9 +39,10 @@ class SkinNet(nn.Module):
         width: Channels within.
     """
 
-    size = 256  # of the map that `find` gives
+    parts = ("face", "hair")
+    size = 256  # of the maps that `find` gives
 
-    def __init__(self, channels: Sequence[int], sizes: Sequence[int], width: int = 48) -> None:
+    def __init__(self, channels: Sequence[int], sizes: Sequence[int], width: int = 64) -> None:
         super().__init__()
         self.used = [i for i, side in enumerate(sizes) if side >= _COARSEST] or [0]
         self.side = sizes[min(1, len(sizes) - 1)]  # the finest map is of edges alone, and large
@@ -35,8 +50,8 @@ class SkinNet(nn.Module):
         self.register_buffer("mean", torch.zeros(n))
         self.register_buffer("std", torch.ones(n))
         self.enter = nn.Conv2d(n, width, 1)
-        self.mix = nn.Conv2d(width, width, 3, padding=1)
-        self.leave = nn.Conv2d(width, 1, 1)
+        self.blocks = nn.ModuleList(_Block(width, dilation) for dilation in _DILATIONS)
+        self.leave = nn.Conv2d(width, len(self.parts), 1)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -56,18 +71,20 @@ class SkinNet(nn.Module):
         return torch.cat(maps, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits ``(B, 1, S, S)``, positive where a face is bare.
+        """Logits ``(B, 2, S, S)``, positive where a face is bare and where hair is.
 
         Args:
             features: The encoder's 2-D features of aligned faces, finest first: ``(B, C_i, S_i, S_i)``.
         """
         x = (self.gathered(features) - self.mean[:, None, None]) / self.std[:, None, None]
-        x = F.leaky_relu(self.enter(x), 0.2)
-        return self.leave(F.leaky_relu(self.mix(x), 0.2))
+        x = self.enter(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.leave(F.leaky_relu(x, 0.2))
 
     @torch.no_grad()
     def find(self, features: Sequence[Tensor]) -> Tensor:
-        """Where the faces are bare: ``(B, 256, 256)`` in [0, 1], on the CPU."""
+        """Where the faces are bare and where hair is: ``(B, 2, 256, 256)`` in [0, 1], on the CPU."""
         features = [f.cpu() for f in features]
-        bare = self(features).sigmoid()
-        return F.interpolate(bare, (self.size,) * 2, mode="bilinear", align_corners=False)[:, 0]
+        found = self(features).sigmoid()
+        return F.interpolate(found, (self.size,) * 2, mode="bilinear", align_corners=False)

@@ -1,10 +1,10 @@
-"""The head that finds bare skin."""
+"""The head that finds bare faces and hair."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from faceedit.models.skin_net import SkinNet
+from faceedit.models.parts_net import PartsNet
 
 CHANNELS, SIZES = (2, 3, 4, 5), (64, 32, 16, 8)
 
@@ -16,16 +16,16 @@ def features(n=2, seed=0, dtype=torch.float32):
 
 def net():
     torch.manual_seed(0)
-    return SkinNet(CHANNELS, SIZES, width=6).eval()
+    return PartsNet(CHANNELS, SIZES, width=6).eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_gives_a_map_for_every_face(dtype):
+def test_it_gives_the_maps_of_every_face(dtype):
     maps = features(dtype=dtype)
     logits, found = net()(maps), net().find(maps)
-    assert logits.shape == (2, 1, 32, 32), "at the side of the second map"
-    assert found.shape == (2, 256, 256) and found.dtype == torch.float32
-    wanted = F.interpolate(logits.sigmoid(), (256, 256), mode="bilinear", align_corners=False)[:, 0]
+    assert logits.shape == (2, 2, 32, 32), "at the side of the second map"
+    assert found.shape == (2, 2, 256, 256) and found.dtype == torch.float32
+    wanted = F.interpolate(logits.sigmoid(), (256, 256), mode="bilinear", align_corners=False)
     assert torch.equal(found, wanted) and not found.requires_grad
     torch.testing.assert_close(net().find([m[1:] for m in maps])[0], found[1])
 
@@ -46,6 +46,6 @@ def test_features_are_standardised():
 
 
 def test_its_options_make_it_again():
-    again = SkinNet(CHANNELS, SIZES, **net().options)
+    again = PartsNet(CHANNELS, SIZES, **net().options)
     again.load_state_dict(net().state_dict())
     assert torch.equal(again(features()), net()(features()))
