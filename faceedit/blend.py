@@ -10,8 +10,8 @@ what is beside the face, and not its colours alone, has moved a silhouette, and 
 An edit that is mostly one of the face, as a smile is, stays near it. Within the face every edit is believed, but
 where hair hangs over it from the sides and the edit is one of hair and skin alike; such an edit is believed of the
 forehead, too, as far as no hair is in its way. Content that is fused into an edit holds it back, and so its change of
-brightness may be emphasised within the face: of tone and of lines, and not of what is between, the
-stains, which would mottle skin: on bare skin those of an edit of face and hair lose their colours and are bounded.
+brightness may be emphasised within the face: of tone and of lines, and not of what is between, the stains, which would
+mottle skin: on bare skin those of an edit of face and hair lose their colours and are bounded.
 What is known to lie over the face and be no skin, as hair and hats are, no edit shows through but new glasses, which
 go over it where it is no hair, are whole beside the face and the person, too, have no halo, and change nothing above or
 below them; below the mouth, where beards are, only what the style branch did not draw, as scarves, and hair beside the
@@ -21,10 +21,11 @@ colour, and one of the forehead first may let hair fall over it; beside the pers
 Colour is all that changes of hair where it is known, so that every strand stays: what the edit makes of the mean colour
 of all hair is what the photograph's own is multiplied by, if it gets darker, or what is added to every strand by its own
 light, if it gets paler. That cannot move a silhouette, and so it shows where the edit's own picture may not. Hair's
-borders are told by the photograph's colours; what is between its strands and around it stays. Eyes stay the photograph's own where the edit leaves
-them what they are, for generators wash them out, and so does what an open mouth shows, the more so after an edit of
-face and hair; only the brightness of the light on them follows the edit. Lips stay under such an edit, too, if it
-leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than the light on the mouth was.
+borders are told by the photograph's colours; what is between its strands and around it stays. Eyes stay the photograph's
+own where the edit leaves them what they are, for generators wash them out, and so does what an open mouth shows, the
+more so after an edit of face and hair; only the brightness of the light on them follows the edit. Lips stay under such
+an edit, too, if it leaves the mouth what it is, in the colour that it gives them. New teeth are no colder than the light
+on the mouth was.
 
 The grid that a generator's upsampling leaves in its pictures is taken from what they change.
 """
@@ -59,6 +60,7 @@ _UNLIKE = (0.02, 0.05)  # local difference of photograph and style branch: silho
 _RIM = 20  # how far from its outline the face may be covered, in pixels
 _MOUTH = (0.58, 0.66)  # heights from above which hair hangs, and below which jaws and chins are
 _FOREHEAD = 0.1  # how far it reaches above the brows, where outlines end, in sides of the crop
+_SKULL = 0.3  # how far a bald head does
 _GROWN = (0.08, 0.14)  # local difference on a forehead: of wrinkles, of hair that grew over it
 _FRINGE = (1.5, 2.2)  # an edit's mean difference on the forehead, in that within the face: of skin, of hair that falls there
 _GROWN_HAIR = (0.71, 0.77)  # mean structure there of the pictures before and after: other hair, the same
@@ -100,6 +102,9 @@ _FINE = 512  # hair's borders are told at this size
 _MATTE = 6  # how far around a pixel they are told by, in pixels
 _MATTE_NOISE = 0.001  # variance of colours that tells nothing
 _SHARP = (0.2, 0.8)  # what that tells: beside hair, hair
+_NEARBY = (0.02, 0.2)  # how sure it is that there is hair: far from it, perhaps its border
+_AROUND = 12  # how far around a pixel of hair is looked for what is bright there, in pixels
+_TELLING = (0.05, 0.15)  # difference of brightness of hair and what is beside it: tells nothing, tells them apart
 _EDGE = 3  # how far from its midst hair ends, in pixels
 _WITHIN = (0.6, 0.9)  # how sure it is that there is hair: beside it, in its midst
 _BARE_SKIN = (0.3, 0.7)  # how far something is skin: it is covered, is not
@@ -291,6 +296,7 @@ class _Edit(NamedTuple):
     near: Tensor  # the same and what is close around
     side: Tensor  # its rim above the mouth, where hair may hang over it
     forehead: Tensor  # the same and what is so far above the brows; 0 where they are not known
+    brow: Tensor  # the same and all that is above it
     within: Tensor  # mean change in the face
     whole: Tensor  # 0 for an edit of the face alone, 1 for one of what is around as well
     person: Tensor | None  # where the person is
@@ -300,6 +306,7 @@ class _Edit(NamedTuple):
     lens: Tensor  # how far it is one of what is around the eyes, as glasses are
     frames: Tensor  # where such an edit draws frames
     recolours: Tensor  # how far it is one of hair as well, but not of a fringe that grows or goes
+    matte: Tensor | None  # where hair is, (1, 1, f, f) at a finer size
     hidden: Tensor | None  # what is no bare skin
     covered: Tensor  # where it may not show: on hair, a hat, a scarf, or what glasses do not touch; 0 where not known
 
@@ -324,6 +331,10 @@ def _look(
     falls, hat = fringe * whole * bare * grown, fringe * whole * (1 - bare)
     somebody = None if person is None else smoothstep(_resized(person[None, None], change), *_SOMEBODY)
     lens, glasses, frames, apart = torch.zeros(4)
+    hangs = None
+    matte = None if hair is None else _matted(_small(crop[None], _FINE), hair[None, None])
+    if matte is not None:
+        hangs, found = _small(matte), _resized(hair[None, None], change)
     if eyes is not None:
         inside = _filled(eyes, size)
         close, framed = _widened(inside, 8) - inside, _widened(inside, _FRAMES)
@@ -334,9 +345,12 @@ def _look(
         height = _heights(size)
         under, over = height - float(eyes[..., 1].max()), float(eyes[..., 1].min()) - height
         apart = lens * torch.maximum(face * smoothstep(under, *_WORN_AT), smoothstep(over, *_WORN_AT))
-        if hair is not None and lens > 0:  # hair that hangs there does so before glasses
-            hangs = _small(_matted(_small(crop[None], _FINE), hair[None, None]))
-            glasses, apart = glasses * (1 - hangs), torch.maximum(apart, lens * hangs)
+        if hangs is not None:  # hair that hangs there does so before glasses, and what they have beyond would float
+            behind = hangs.clone()
+            left, right = (round(float(x) * size) for x in (eyes[..., 0].min(), eyes[..., 0].max()))
+            behind[..., right:] = hangs[..., right:].cummax(3).values
+            behind[..., :left] = hangs[..., :left].flip(3).cummax(3).values.flip(3)
+            glasses, apart = glasses * (1 - behind), torch.maximum(apart, lens * behind)
         frames = lens * glasses * _blur(_widened(smoothstep(change, *_FRAME), 2), 2)
         if somebody is not None:  # those of a face that is seen from the side would float farther off
             frames = frames * _blur(_widened(somebody, _AWAY), 2)
@@ -345,6 +359,9 @@ def _look(
         # Without holes, which are spots of light or shade.
         visible = _narrowed(_widened(smoothstep(_resized(skin[None, None], change), *_BARE_SKIN), 5), 5)
         hidden = _blur(1 - visible, 2)
+        if hangs is not None:  # which tells better where hair begins
+            border = _widened(visible, _EDGE) * _blur(_widened(smoothstep(found, *_BARE_SKIN), _EDGE), 1)
+            hidden = torch.maximum(hidden.lerp(hangs, border), hangs)
         covered = hidden * torch.maximum(_upper(size), 1 - _blur(_widened(face, _BEARD), 4))
         if unlike is not None:
             covered = torch.maximum(covered, hidden * _blur(_widened(smoothstep(unlike, *_STRANGE), 2), 2))
@@ -353,16 +370,16 @@ def _look(
         # But for glasses near the eyes, and for a fringe.
         covered = covered * (1 - lens * glasses) * (1 - falls)
     covered = torch.maximum(covered, apart)
-    if hair is not None:
-        hangs = _blur(smoothstep(_resized(hair[None, None], change), *_WITHIN), 1)
-        covered = torch.maximum(covered, hangs * (1 - falls))
+    if hangs is not None:
+        covered = torch.maximum(covered, torch.maximum(hangs, smoothstep(found, *_WITHIN)) * (1 - falls))
     return _Edit(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
         within=within, whole=whole, side=_side(face),
         forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
+        brow=torch.zeros(()) if outline is None else _blur(raised(outline, _SKULL, size), 4),
         person=somebody, unlike=unlike, falls=falls, hat=hat,
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens, frames=frames,
-        hidden=hidden, covered=covered,
+        matte=matte, hidden=hidden, covered=covered,
     )  # fmt: skip
 
 
@@ -401,6 +418,9 @@ def _trust(edit: _Edit) -> Tensor:
                 comes = smoothstep(change, *_GROWN) * (1 - edit.hidden)
                 hair = hair * (1 - _blur(_widened(comes, 12), 5))
             hair = torch.maximum(hair, edit.falls)
+    if edit.hidden is not None:  # whatever the style branch drew there, a bare forehead is one
+        comes = _blur(_widened(smoothstep(change, *_GROWN), 3), 3)
+        forehead = torch.maximum(forehead, (1 - edit.hidden) * edit.brow * (1 - comes))
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(edit.near, 4), whole), face), forehead * whole)
     believed = torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - edit.hat)
@@ -436,8 +456,7 @@ def _hair(edit: _Edit, crop: Tensor, hair: Tensor) -> _Hair:
     What has the same strands in both pictures tells them, for others or background may come where the edit is no one of
     this photograph. Hair that gets darker is multiplied by their ratio; what gets paler has their difference added.
     """
-    pixels = _small(crop[None], _FINE)
-    matte = _matted(pixels, hair)
+    pixels, matte = _small(crop[None], _FINE), edit.matte
     solid = _narrowed(_resized(hair, edit.change), 2)
     same = solid * smoothstep(edit.structure, *_ALIKE) * _upper(solid.shape[-1])
     old, new = (_colour(picture, same) for picture in (edit.before, edit.after))
@@ -445,11 +464,15 @@ def _hair(edit: _Edit, crop: Tensor, hair: Tensor) -> _Hair:
     # Paler by a factor, black would stay black; by as much for all of it, hair would get a veil. So every strand gets of it
     # by its own light, and what glints or is bright gets less, or it would be white.
     light = pixels.mean(1, True)
-    whole = _mean(light, matte)
-    strands = torch.tanh(light / (_GLINT * whole)) * (2 * (1 - light)).clamp_max(1)
-    # At its edges it is skin or background that is brighter than most hair.
-    midst = _blur(_narrowed(_small(matte), _EDGE), 1)
-    strands = (strands / _mean(strands, matte)).minimum(1 + _resized(midst, pixels) * _GLINT)
+    # Where all of it is bright, skin or the background shine through.
+    known = _small(matte)
+    around = _blur(_small(light) * known, _AROUND) / _blur(known, _AROUND).clamp_min(1e-4)
+    usual = _resized(around.maximum(_mean(light, matte)), pixels)
+    strands = torch.tanh(light / (_GLINT * usual)) * (2 * (1 - light)).clamp_max(1)
+    strands = (strands / _mean(strands, matte)).clamp_max(1 + _GLINT)
+    # At its edges that may be so even where most is dark.
+    midst = _resized(_blur(_narrowed(known, _EDGE), 1), pixels)
+    strands = strands.minimum(1 + midst * _GLINT)
     change = ((tone - 1) * pixels).lerp(strands * (new - old), smoothstep(tone, *_PALER))
     # What is between strands and around stays what it is, but for the face.
     within = torch.maximum(matte, smoothstep(_resized(hair, pixels), *_WITHIN))
@@ -482,7 +505,16 @@ def _matted(pixels: Tensor, part: Tensor) -> Tensor:
     slope = torch.linalg.solve(matrix, across[0].permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)[None]
     start = share - (slope * centre).sum(1, True)
     slope, start = (_resized(mean(x), pixels) for x in (slope, start))
-    return smoothstep((slope * pixels).sum(1, True) + start, *_SHARP)
+    matte = smoothstep((slope * pixels).sum(1, True) + start, *_SHARP) * smoothstep(_resized(part, pixels), *_NEARBY)
+    # At its edges it thins out: so much of a pixel is hair as its light lies towards that of hair from that of what is beside.
+    known, light = _small(matte), guide.mean(1, True)
+    inside, beside = (_blur(light * x, _AROUND) / _blur(x, _AROUND).clamp_min(1e-4) for x in (known, 1 - known))
+    edge = _blur(_widened(known, _EDGE) - _narrowed(known, _EDGE), 1)
+    edge = edge * smoothstep((beside - inside).abs(), *_TELLING)
+    inside, beside, edge = (_resized(x, pixels) for x in (inside, beside, edge))
+    apart = beside - inside
+    share = ((beside - pixels.mean(1, True)) / torch.where(apart.abs() < _TELLING[0], _TELLING[0], apart)).clamp(0, 1)
+    return matte.lerp(share, edge)
 
 
 def _tone(before: Tensor, after: Tensor) -> Tensor:
@@ -647,7 +679,7 @@ def compose(
         stains = fine - _blur(small, _MOTTLE)
         light = stains.mean(1, True)
         most = torch.where(light < 0, *_SHADE)
-        bare = edit.face * (1 - edit.hidden) * (1 - lips) * (1 - _brows(eyes, lips.shape[-1]))
+        bare = torch.maximum(edit.face, edit.brow) * (1 - edit.hidden) * (1 - lips) * (1 - _brows(eyes, lips.shape[-1]))
         mottles = bare * edit.whole * (1 - edit.lens) * (stains - most * torch.tanh(light / most))
         difference, small, fine = difference - full(mottles), small - mottles, fine - mottles
     if emphasis:
