@@ -296,7 +296,7 @@ class _Edit(NamedTuple):
     near: Tensor  # the same and what is close around
     side: Tensor  # its rim above the mouth, where hair may hang over it
     forehead: Tensor  # the same and what is so far above the brows; 0 where they are not known
-    brow: Tensor  # the same and all that is above it
+    skull: Tensor  # the same and what is farther above, to the top of a bald head
     within: Tensor  # mean change in the face
     whole: Tensor  # 0 for an edit of the face alone, 1 for one of what is around as well
     person: Tensor | None  # where the person is
@@ -376,7 +376,7 @@ def _look(
         photo=photo, before=before, after=after, change=change, structure=structure, face=face, near=near,
         within=within, whole=whole, side=_side(face),
         forehead=torch.zeros(()) if outline is None else _blur(raised(outline, _FOREHEAD, size), 4),
-        brow=torch.zeros(()) if outline is None else _blur(raised(outline, _SKULL, size), 4),
+        skull=torch.zeros(()) if outline is None else _blur(raised(outline, _SKULL, size), 4),
         person=somebody, unlike=unlike, falls=falls, hat=hat,
         recolours=whole * (1 - fringe.amax() * bare * grown) * (1 - lens), lens=lens, frames=frames,
         matte=matte, hidden=hidden, covered=covered,
@@ -420,7 +420,7 @@ def _trust(edit: _Edit) -> Tensor:
             hair = torch.maximum(hair, edit.falls)
     if edit.hidden is not None:  # whatever the style branch drew there, a bare forehead is one
         comes = _blur(_widened(smoothstep(change, *_GROWN), 3), 3)
-        forehead = torch.maximum(forehead, (1 - edit.hidden) * edit.brow * (1 - comes))
+        forehead = torch.maximum(forehead, (1 - edit.hidden) * edit.skull * (1 - comes))
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(edit.near, 4), whole), face), forehead * whole)
     believed = torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - edit.hat)
@@ -679,7 +679,7 @@ def compose(
         stains = fine - _blur(small, _MOTTLE)
         light = stains.mean(1, True)
         most = torch.where(light < 0, *_SHADE)
-        bare = torch.maximum(edit.face, edit.brow) * (1 - edit.hidden) * (1 - lips) * (1 - _brows(eyes, lips.shape[-1]))
+        bare = torch.maximum(edit.face, edit.skull) * (1 - edit.hidden) * (1 - lips) * (1 - _brows(eyes, lips.shape[-1]))
         mottles = bare * edit.whole * (1 - edit.lens) * (stains - most * torch.tanh(light / most))
         difference, small, fine = difference - full(mottles), small - mottles, fine - mottles
     if emphasis:
