@@ -102,6 +102,9 @@ _FINE = 512  # hair's borders are told at this size
 _MATTE = 6  # how far around a pixel they are told by, in pixels
 _MATTE_NOISE = 0.001  # variance of colours that tells nothing
 _SHARP = (0.2, 0.8)  # what that tells: beside hair, hair
+_CELLS = 64  # whose hair it is is told at this size
+_HANGING = 0.3  # how sure it must be there
+_BESIDE = 0.06  # how far beside a face its hair begins, in sides of the crop
 _NEARBY = (0.02, 0.2)  # how sure it is that there is hair: far from it, perhaps its border
 _AROUND = 12  # how far around a pixel of hair is looked for what is bright there, in pixels
 _TELLING = (0.05, 0.15)  # difference of brightness of hair and what is beside it: tells nothing, tells them apart
@@ -483,6 +486,20 @@ def _hair(edit: _Edit, crop: Tensor, hair: Tensor) -> _Hair:
     return _Hair(told * matte * change, told * matte, told * within)
 
 
+def _own(hair: Tensor, outline: Tensor) -> Tensor:
+    """Hair that reaches the face, and not somebody else's beside it, ``(1, 1, S, S)``."""
+    cells = _small(hair, _CELLS)
+    side = cells.shape[-1]
+    there = (cells > _HANGING).float()
+    own = _widened(raised(outline, _FOREHEAD, side), round(_BESIDE * side)) * there
+    for _ in range(4 * side):  # from lock to lock; a long way round takes more steps than there are columns
+        more = _widened(own, 1) * there
+        if torch.equal(more, own):
+            break
+        own = more
+    return hair * _resized(_blur(_widened(own, 2), 1), hair)
+
+
 def _matted(pixels: Tensor, part: Tensor) -> Tensor:
     """A part of a picture ``(1, 3, S, S)``, with its borders where colours change: ``(1, 1, S, S)`` in [0, 1].
 
@@ -652,6 +669,8 @@ def compose(
     def full(x: Tensor) -> Tensor:
         return _resized(x, crop)[0]
 
+    if hair is not None and outline is not None:
+        hair = _own(hair[None, None], outline)[0, 0]
     edit = _look(crop, before, after, drawn, outline, person, eyes, skin, hair)
     lips = None if mouth is None else _lips(mouth, edit.change.shape[-1])
     openings = None if eyes is None else _filled(eyes, edit.change.shape[-1])

@@ -368,6 +368,20 @@ def test_hair_keeps_its_strands_when_its_colour_changes():
     assert abs(by_strands(edited, crop, midst) - 0.2) < 0.02
 
 
+def test_somebody_elses_hair_stays():
+    """Who stands beside is in the crop as well."""
+    crop, hair, skin, head, outline = haired()
+    head, hair = (x[:, :].clone() for x in (head, hair))
+    other = torch.zeros(256, 256)
+    other[40:200, 236:254] = 1.0
+    crop = torch.where(other > 0, torch.tensor([0.2, 0.15, 0.1])[:, None, None], crop)
+    after = crop + 0.2 * (hair + other) + 0.06 * skin
+    everybody = torch.maximum(head, other)
+    edited, mask = compose(crop, crop, after, crop, outline, everybody, skin=skin, hair=torch.maximum(hair, other))
+    assert (edited - crop)[:, 60:180, 240:252].abs().max() < 0.01 and mask[60:180, 240:252].max() < 0.05
+    assert (edited - crop)[:, 120:160, 44:60].mean() > 0.15
+
+
 def test_hair_does_not_grow_on_bare_skin():
     crop, hair, skin, head, outline = haired()
     scalp = torch.zeros(256, 256)
