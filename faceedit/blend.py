@@ -350,7 +350,7 @@ def _look(
         apart = lens * torch.maximum(face * smoothstep(under, *_WORN_AT), smoothstep(over, *_WORN_AT))
         if hangs is not None:  # hair that hangs there does so before glasses, and what they have beyond would float
             behind = hangs.clone()
-            left, right = (round(float(x) * size) for x in (eyes[..., 0].min(), eyes[..., 0].max()))
+            left, right = (min(max(round(float(x) * size), 1), size - 1) for x in eyes[..., 0].aminmax())
             behind[..., right:] = hangs[..., right:].cummax(3).values
             behind[..., :left] = hangs[..., :left].flip(3).cummax(3).values.flip(3)
             glasses, apart = glasses * (1 - behind), torch.maximum(apart, lens * behind)

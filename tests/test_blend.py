@@ -510,6 +510,16 @@ def test_glasses_end_where_hair_begins():
     assert mask[rows, 172:182].min() > 0.9 and mask[rows, 200:206].max() < 0.05
 
 
+@pytest.mark.parametrize("beside", [-2.0, 2.0])
+def test_eyes_beside_the_picture_have_no_glasses(beside):
+    crop, parts, eyes, mouth = opened()
+    hair = torch.zeros(256, 256)
+    hair[:60] = 1.0
+    found, _ = compose(crop, crop, crop - 0.2, crop, box(0.2, 0.2, 0.8, 0.9), eyes=eyes + torch.tensor([beside, 0]), hair=hair)
+    wanted, _ = compose(crop, crop, crop - 0.2, crop, box(0.2, 0.2, 0.8, 0.9), hair=hair)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_hair_lies_over_new_glasses():
     """Beside the face and over a lens, but where it is not, glasses are whole."""
     crop, hair, skin, head, outline = haired()

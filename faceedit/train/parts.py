@@ -2,8 +2,8 @@
 
 ``python -m faceedit.train parts --photos CROPS --parser FILE --encoder FILE --out FOLDER``
 
-Its labels come from a published network that parses faces, which is ten times as large as the whole package may be; the
-head on the encoder's features learns them from photographs, blurred, noisy, mirrored and in other light.
+Its labels come from a published network that parses faces, which is too large for the package; the head on the encoder's
+features learns them from photographs, blurred, noisy, mirrored and in other light.
 """
 
 from __future__ import annotations
