@@ -482,7 +482,7 @@ def _hair(edit: _Edit, crop: Tensor, hair: Tensor) -> _Hair:
     if edit.hidden is not None:
         beside = edit.hidden * (1 - torch.maximum(_blur(_widened(edit.face, 5), 3), edit.forehead))
         within = torch.maximum(within, _resized(beside, pixels))
-    told = edit.recolours * smoothstep(same.mean(), *_COLOURED)
+    told = edit.recolours * smoothstep(same.mean(), *_COLOURED) * smoothstep((new - old).abs().amax(), 0, _SHOW[0])
     return _Hair(told * matte * change, told * matte, told * within)
 
 

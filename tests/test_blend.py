@@ -368,6 +368,13 @@ def test_hair_keeps_its_strands_when_its_colour_changes():
     assert abs(by_strands(edited, crop, midst) - 0.2) < 0.02
 
 
+def test_hair_that_keeps_its_colour_is_in_no_mask():
+    crop, hair, skin, head, outline = haired()
+    before = crop + 0.02 * strands()
+    edited, mask = compose(crop, before, before, crop, outline, head, skin=skin, hair=hair)
+    assert torch.equal(edited, crop) and not mask.any()
+
+
 def test_somebody_elses_hair_stays():
     """Who stands beside is in the crop as well."""
     crop, hair, skin, head, outline = haired()
