@@ -482,8 +482,9 @@ def _hair(edit: _Edit, crop: Tensor, hair: Tensor) -> _Hair:
     if edit.hidden is not None:
         beside = edit.hidden * (1 - torch.maximum(_blur(_widened(edit.face, 5), 3), edit.forehead))
         within = torch.maximum(within, _resized(beside, pixels))
-    told = edit.recolours * smoothstep(same.mean(), *_COLOURED) * smoothstep((new - old).abs().amax(), 0, _SHOW[0])
-    return _Hair(told * matte * change, told * matte, told * within)
+    told = edit.recolours * smoothstep(same.mean(), *_COLOURED)
+    where = told * matte * smoothstep((new - old).abs().amax(), 0, _SHOW[0])
+    return _Hair(where * change, where, told * within)
 
 
 def _own(hair: Tensor, outline: Tensor) -> Tensor:
