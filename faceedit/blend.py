@@ -334,9 +334,9 @@ def _look(
     falls, hat = fringe * whole * bare * grown, fringe * whole * (1 - bare)
     somebody = None if person is None else smoothstep(_resized(person[None, None], change), *_SOMEBODY)
     lens, glasses, frames, apart = torch.zeros(4)
-    hangs = None
-    matte = None if hair is None else _matted(_small(crop[None], _FINE), hair[None, None])
-    if matte is not None:
+    matte = hangs = None
+    if hair is not None:
+        matte = _matted(_small(crop[None], _FINE), hair[None, None])
         hangs, found = _small(matte), _resized(hair[None, None], change)
     if eyes is not None:
         inside = _filled(eyes, size)
@@ -405,6 +405,7 @@ def _trust(edit: _Edit) -> Tensor:
     change, unlike, face, whole = edit.change, edit.unlike, edit.face, edit.whole
     agree = agreement(edit.photo, edit.before)
     covered, forehead, hair = torch.zeros(3)
+    grown = _blur(_widened(smoothstep(change, *_GROWN), 3), 3)
     if unlike is not None:
         ghost = smoothstep(unlike * change, *_GHOST)
         moved = smoothstep(unlike, *_UNLIKE) * smoothstep(change * (1 - face), *_MOVED)
@@ -412,8 +413,7 @@ def _trust(edit: _Edit) -> Tensor:
         # Wide, for half of a change of hair is worse than none.
         agree = agree * (1 - _blur(_widened(ghost, 24), 8)) * (1 - _blur(_widened(moved, 6), 4))
         covered = _blur(_widened(smoothstep(unlike * change, *_OVER) * edit.side, 5), 4)
-        forehead = edit.forehead * (1 - _blur(_widened(ghost, 5), 4))
-        forehead = forehead * (1 - _blur(_widened(smoothstep(change, *_GROWN), 3), 3))
+        forehead = edit.forehead * (1 - _blur(_widened(ghost, 5), 4)) * (1 - grown)
         if edit.person is not None:
             hair = smoothstep(_blur(edit.structure, 4), *_COLOUR) * (1 - _blur(smoothstep(unlike, *_OTHER), 8))
             hair = hair * smoothstep(_mean(change, (1 - edit.near) * edit.person) / edit.within, *_HAIR)
@@ -422,8 +422,7 @@ def _trust(edit: _Edit) -> Tensor:
                 hair = hair * (1 - _blur(_widened(comes, 12), 5))
             hair = torch.maximum(hair, edit.falls)
     if edit.hidden is not None:  # whatever the style branch drew there, a bare forehead is one
-        comes = _blur(_widened(smoothstep(change, *_GROWN), 3), 3)
-        forehead = torch.maximum(forehead, (1 - edit.hidden) * edit.skull * (1 - comes))
+        forehead = torch.maximum(forehead, (1 - edit.hidden) * edit.skull * (1 - grown))
     # New glasses may lie over hair, new years may not; but those show on foreheads.
     believed = torch.maximum(torch.maximum(agree * torch.maximum(_blur(edit.near, 4), whole), face), forehead * whole)
     believed = torch.maximum(believed * (1 - covered * whole * (1 - hair)), hair) * (1 - edit.hat)
@@ -469,8 +468,7 @@ def _hair(edit: _Edit, crop: Tensor, hair: Tensor) -> _Hair:
     light = pixels.mean(1, True)
     # Where all of it is bright, skin or the background shine through.
     known = _small(matte)
-    around = _blur(_small(light) * known, _AROUND) / _blur(known, _AROUND).clamp_min(1e-4)
-    usual = _resized(around.maximum(_mean(light, matte)), pixels)
+    usual = _resized(_around(_small(light), known).maximum(_mean(light, matte)), pixels)
     strands = torch.tanh(light / (_GLINT * usual)) * (2 * (1 - light)).clamp_max(1)
     strands = (strands / _mean(strands, matte)).clamp_max(1 + _GLINT)
     # At its edges that may be so even where most is dark.
@@ -526,13 +524,18 @@ def _matted(pixels: Tensor, part: Tensor) -> Tensor:
     matte = smoothstep((slope * pixels).sum(1, True) + start, *_SHARP) * smoothstep(_resized(part, pixels), *_NEARBY)
     # At its edges it thins out: so much of a pixel is hair as its light lies towards that of hair from that of what is beside.
     known, light = _small(matte), guide.mean(1, True)
-    inside, beside = (_blur(light * x, _AROUND) / _blur(x, _AROUND).clamp_min(1e-4) for x in (known, 1 - known))
+    inside, beside = _around(light, known), _around(light, 1 - known)
     edge = _blur(_widened(known, _EDGE) - _narrowed(known, _EDGE), 1)
     edge = edge * smoothstep((beside - inside).abs(), *_TELLING)
     inside, beside, edge = (_resized(x, pixels) for x in (inside, beside, edge))
     apart = beside - inside
     share = ((beside - pixels.mean(1, True)) / torch.where(apart.abs() < _TELLING[0], _TELLING[0], apart)).clamp(0, 1)
     return matte.lerp(share, edge)
+
+
+def _around(light: Tensor, part: Tensor) -> Tensor:
+    """Mean brightness of a part of a picture around each pixel, ``(1, 1, s, s)``."""
+    return _blur(light * part, _AROUND) / _blur(part, _AROUND).clamp_min(1e-4)
 
 
 def _tone(before: Tensor, after: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ from faceedit.models.fusion import FusionContent, FusionGenerator
 from faceedit.models.generator import Generator
 from faceedit.models.latent_classifier import LatentClassifier
 from faceedit.models.mobile_stylegan import MobileStyleGAN
-from faceedit.models.person_net import PersonNet
 from faceedit.models.parts_net import PartsNet
+from faceedit.models.person_net import PersonNet
 from faceedit.models.psp_encoder import GradualStyleEncoder
 from faceedit.models.stylegan2 import StyleGAN2
 from faceedit.results import EditedFace, EditResult, Inversion
